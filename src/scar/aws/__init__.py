@@ -1,0 +1,1 @@
+"""One module a service of AWS; the only importer of boto3."""

@@ -1,0 +1,1 @@
+"""The Functions Definition Language: text to typed values, or every fault with its place."""

@@ -1,0 +1,166 @@
+"""The kinds of thing SCAR keeps in an AWS account, as plain values.
+
+A resource says what should exist; it holds no client and does nothing. ARNs are computed from
+account, region and name, so that nearly every value is known while planning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, TypeAlias
+
+
+class ResourceId(NamedTuple):
+    """A resource's kind and name; unique within one account and region."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} '{self.name}'"
+
+
+@dataclass(frozen=True)
+class LogGroup:
+    """A CloudWatch log group."""
+
+    kind: ClassVar[str] = "log group"
+    name: str
+    retention_days: int
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An S3 bucket. Made when absent, never deleted by us: it may hold the user's data."""
+
+    kind: ClassVar[str] = "bucket"
+    name: str
+
+
+@dataclass(frozen=True)
+class Repository:
+    """An ECR repository."""
+
+    kind: ClassVar[str] = "repository"
+    name: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """One tag in the shared repository; the tag names the content, so the same tag is the same image."""
+
+    kind: ClassVar[str] = "image"
+    name: str
+    """`<repository>:<function>-<content>`."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """A Lambda function of package type Image."""
+
+    kind: ClassVar[str] = "function"
+    name: str
+    image_uri: str
+    role_arn: str
+    memory_mb: int
+    timeout_s: int
+    ephemeral_storage_mb: int = 512
+    architecture: str = "x86_64"
+    description: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Permission:
+    """A statement of a function's resource policy that lets a bucket invoke it."""
+
+    kind: ClassVar[str] = "permission"
+    name: str
+    """`<function>/<bucket>`."""
+    function: str
+    bucket: str
+    account_id: str
+
+
+@dataclass(frozen=True)
+class BucketTrigger:
+    """Our own entry in a bucket's notification configuration; everybody else's entries are kept."""
+
+    kind: ClassVar[str] = "trigger"
+    name: str
+    """`<bucket>/<function>`."""
+    bucket: str
+    function: str
+    function_arn: str
+    paths: tuple[tuple[str, str], ...]
+    """(prefix, suffix) pairs, one notification entry each."""
+
+
+@dataclass(frozen=True)
+class ComputeEnvironment:
+    """A managed Batch compute environment, named by the hash of what it holds; shared."""
+
+    kind: ClassVar[str] = "compute environment"
+    name: str
+    type: str
+    max_vcpus: int
+    min_vcpus: int
+    desired_vcpus: int
+    instance_types: tuple[str, ...]
+    instance_role: str
+    subnets: tuple[str, ...]
+    security_group_ids: tuple[str, ...]
+    service_role: str = ""
+    state: str = "ENABLED"
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JobQueue:
+    """A Batch job queue on one compute environment of the same name."""
+
+    kind: ClassVar[str] = "job queue"
+    name: str
+    compute_environment: str
+    priority: int = 1
+    state: str = "ENABLED"
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JobDefinition:
+    """The latest active revision of a Batch job definition; older revisions are deregistered."""
+
+    kind: ClassVar[str] = "job definition"
+    name: str
+    image_uri: str
+    job_role_arn: str
+    vcpus: int
+    memory_mib: int
+    gpus: int
+    log_group: str
+    region: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+Resource: TypeAlias = (
+    LogGroup
+    | Bucket
+    | Repository
+    | Image
+    | Function
+    | Permission
+    | BucketTrigger
+    | ComputeEnvironment
+    | JobQueue
+    | JobDefinition
+)
+
+
+def id_of(resource: Resource) -> ResourceId:
+    """The id a resource is observed and planned by."""
+    return ResourceId(resource.kind, resource.name)

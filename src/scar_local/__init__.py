@@ -1,0 +1,1 @@
+"""The local cloud: AWS's APIs on loopback that really run functions and jobs on this machine."""

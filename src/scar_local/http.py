@@ -1,0 +1,156 @@
+"""The HTTP server under every service: one exchange is one request and its one answer.
+
+Threads, because the Runtime API's `next` and large transfers block; the standard library's server,
+because it streams both ways and gives us the socket for sendfile.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from email.utils import formatdate
+from http.client import HTTPMessage
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.parse import parse_qsl, urlsplit
+
+READ_SIZE = 1 << 20
+
+
+class Body:
+    """The request's body as a stream: `read(n)` gives at most n bytes, b"" at the end."""
+
+    def __init__(self, source: BinaryIO, length: int) -> None:
+        self._source, self.left = source, length
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, or all that is left. Raises ConnectionError when the client is gone."""
+        want = self.left if size < 0 else min(size, self.left)
+        data = self._source.read(want) if want else b""
+        if len(data) < want:
+            raise ConnectionError(f"the client closed {self.left - len(data)} bytes early")
+        self.left -= len(data)
+        return data
+
+    def readline(self, limit: int = 8192) -> bytes:
+        """One line with its line end (aws-chunked frames)."""
+        line = self._source.readline(min(limit, self.left))
+        self.left -= len(line)
+        return line
+
+
+class Exchange:
+    """One request, and the means to answer it once."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self.method: str = handler.command
+        url = urlsplit(handler.path)
+        self.path: str = url.path
+        """As sent: percent-encoded, never normalised (keys may hold `..` and `//`)."""
+        self.raw_query: str = url.query
+        self.query: dict[str, str] = dict(parse_qsl(url.query, keep_blank_values=True))
+        self.headers: HTTPMessage = cast(HTTPMessage, handler.headers)
+        self.body = Body(
+            cast(BinaryIO, handler.rfile), int(self.headers.get("Content-Length") or 0)
+        )
+        self.answered = False
+
+    @property
+    def socket(self) -> socket.socket:
+        """The connection, for those who must know when the client goes away."""
+        return self._handler.connection
+
+    def reply(
+        self,
+        status: int = 200,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        content_type: str | None = None,
+    ) -> None:
+        """Answer. To HEAD, give the headers (with Content-Length) and leave `body` empty."""
+        self._start(status, {**(headers or {})}, len(body), content_type)
+        if body and self.method != "HEAD":
+            self._handler.wfile.write(body)
+        self._handler.wfile.flush()
+
+    def reply_file(
+        self,
+        path: Path,
+        offset: int,
+        length: int,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Answer with a part of a file, without reading it into memory."""
+        with path.open("rb") as file:
+            self._start(status, {**(headers or {})}, length, None)
+            self._handler.wfile.flush()
+            if self.method == "HEAD":
+                return
+            while length > 0:
+                sent = os.sendfile(self.socket.fileno(), file.fileno(), offset, length)
+                if sent == 0:
+                    raise ConnectionError(f"{path} became shorter while it was sent")
+                offset, length = offset + sent, length - sent
+
+    def _start(
+        self, status: int, headers: dict[str, str], length: int, content_type: str | None
+    ) -> None:
+        handler = self._handler
+        self.answered = True
+        handler.send_response_only(status)
+        handler.send_header("Date", formatdate(usegmt=True))
+        if content_type:
+            handler.send_header("Content-Type", content_type)
+        if status not in (204, 304) and "Content-Length" not in headers:
+            handler.send_header("Content-Length", str(length))
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        if self.body.left:  # an answer before the whole request was read: do not parse the rest
+            handler.close_connection = True
+            handler.send_header("Connection", "close")
+        handler.end_headers()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Turns http.server's callbacks into one call of `Server.answer`."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    disable_nagle_algorithm = True  # a boto3 get takes 44 ms otherwise
+    server: Server
+
+    def handle_expect_100(self) -> bool:
+        """Say 100 Continue at once: boto3 waits 1 s for it before it sends a body."""
+        self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.wfile.flush()
+        return True
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing: requests are not logged."""
+
+    def _answer(self) -> None:
+        exchange = Exchange(self)
+        try:
+            self.server.answer(exchange)
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = do_OPTIONS = _answer
+
+
+class Server(ThreadingHTTPServer):
+    """A loopback server that gives every request to `answer` in a thread of its connection."""
+
+    daemon_threads = True
+    request_queue_size = 1024
+
+    def __init__(self, port: int, answer: Callable[[Exchange], None]) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.answer = answer
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is no news."""

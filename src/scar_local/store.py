@@ -1,0 +1,82 @@
+"""All state of the local cloud: one SQLite database in WAL mode, and blob files beside it.
+
+Nothing lives only in memory: what a method answered is committed first. Writers take turns under
+one lock of the process (SQLite's own busy handler sleeps up to 100 ms a try); readers never wait.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Store:
+    """The database and the blob folder of one data directory.
+
+    A service calls `install` once with its `CREATE TABLE IF NOT EXISTS` statements.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._blobs = directory / "blobs"
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        self._local = threading.local()
+        self._writing = threading.Lock()
+
+    def install(self, schema: str) -> None:
+        """Create the tables of one service where they are missing."""
+        with self._writing:
+            self.read().executescript(schema)
+
+    def read(self) -> sqlite3.Connection:
+        """This thread's connection, outside a transaction: each statement sees what is committed."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(
+                self.directory / "cloud.db", isolation_level=None, timeout=30
+            )
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            self._local.connection = connection
+        return connection
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: committed when the block ends, rolled back when it raises.
+
+        Keep it short and never wait inside: the whole process writes through this one door. Not
+        reentrant: pass the connection on to helpers instead.
+        """
+        connection = self.read()
+        with self._writing:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    def new_blob(self) -> tuple[str, Path]:
+        """A fresh blob id and the path to write its bytes to; the id is never made of a user's key."""
+        blob = uuid.uuid4().hex
+        path = self.blob(blob)
+        path.parent.mkdir(exist_ok=True)
+        return blob, path
+
+    def blob(self, blob: str) -> Path:
+        """Where the bytes of a blob are."""
+        return self._blobs / blob[:2] / blob
+
+    def delete_blob(self, blob: str) -> None:
+        """Remove a blob's bytes; one that is gone already is no error."""
+        self.blob(blob).unlink(missing_ok=True)
+
+    def all_blobs(self) -> Iterator[str]:
+        """Every blob id that has a file, for sweeping the ones without a row at start."""
+        return (path.name for path in self._blobs.glob("??/*"))

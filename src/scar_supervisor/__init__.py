@@ -1,0 +1,1 @@
+"""The supervisor: runs inside the function's container. Standard library only."""

@@ -1,0 +1,141 @@
+"""What the CLI hands to the supervisor, and what the supervisor answers: one home for both ends.
+
+The CLI writes a `FunctionConfig` into the image (`FUNCTION_DIR/config.json`, beside the script);
+the supervisor reads it at start. Everything here is standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+FORMAT = 1
+"""Raised when a supervisor of the old format could not read a config of the new one."""
+
+SCAR_DIR = "/opt/scar"
+"""Where the supervisor lives in a derived image; nothing of the user's image is there."""
+
+FUNCTION_DIR = f"{SCAR_DIR}/function"
+"""Where the config, the script and the extra payload of one function live in its image."""
+
+FUNCTION_DIR_VARIABLE = "SCAR_FUNCTION_DIR"
+"""Says where FUNCTION_DIR is when it is elsewhere (image `host`). Not passed on to the script."""
+
+CONFIG_NAME = "config.json"
+SCRIPT_NAME = "script"
+EXTRA_PAYLOAD_NAME = "extra"
+
+EVENT_VARIABLE = "SCAR_EVENT"
+"""In a Batch job: the delegated event as JSON, when it is small. Not passed on to the script."""
+
+EVENT_REFERENCE_VARIABLE = "SCAR_EVENT_REFERENCE"
+"""In a Batch job: `s3://bucket/key#sha256=<hex>` of the delegated event, when it is not small."""
+
+INLINE_EVENT_LIMIT_BYTES = 2048
+"""Events up to this size travel in the job's overrides.
+
+ECS allows 8,192 characters for all overrides of a task, JSON included; Batch accepts a larger job
+and it dies later. (ECS RunTask, `overrides`.)
+"""
+
+REQUEST_ID_VARIABLE = "AWS_LAMBDA_REQUEST_ID"
+"""The request id of the invocation; a delegated job gets that of the Lambda which submitted it."""
+
+JOB_ID_HEADER = "scar-batch-job-id"
+"""In the headers of an `Answer`: the Batch job that the event was delegated to."""
+
+EXIT_STAGING = 120
+"""Exit code of a Batch job whose input or output could not be copied."""
+
+EXIT_CONFIG = 121
+"""Exit code of a Batch job whose config or event cannot be read."""
+
+ExecutionMode = Literal["lambda", "lambda-batch", "batch"]
+
+
+@dataclass(frozen=True)
+class ObjectPath:
+    """A bucket and a prefix in it, as an input or output of the FDL names them.
+
+    `prefix` has no slash at either end and is empty for the whole bucket. `name_prefixes` and
+    `name_suffixes` filter file names; an empty tuple lets every name pass.
+    """
+
+    provider: str
+    bucket: str
+    prefix: str = ""
+    name_prefixes: tuple[str, ...] = ()
+    name_suffixes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageDefaults:
+    """What the user's own image says about running it; the derived image's entrypoint is ours.
+
+    `environment` holds the image's variables that would change our own loader and interpreter
+    (LD_*, PYTHON*, …): the derived image does not set them, the supervisor gives them to the
+    script.
+    """
+
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FunctionConfig:
+    """All that the supervisor needs to know about one function."""
+
+    name: str
+    execution_mode: ExecutionMode = "lambda"
+    timeout_threshold_s: int = 10
+    """Seconds kept back from the invocation's time for staging out or delegating."""
+    log_level: str = "INFO"
+    has_script: bool = False
+    """Whether FUNCTION_DIR/script exists."""
+    has_extra_payload: bool = False
+    """Whether FUNCTION_DIR/extra exists; its path is given to the script as EXTRA_PAYLOAD."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """`container.environment.Variables`: for the script, in every mode."""
+    batch_environment: Mapping[str, str] = field(default_factory=dict)
+    """`batch.environment.Variables`: for the script in Batch jobs; `environment` wins."""
+    inputs: tuple[ObjectPath, ...] = ()
+    outputs: tuple[ObjectPath, ...] = ()
+    stages_in: bool = True
+    """False: the input object is not downloaded (`file_stage_in: true` in the reference's words)."""
+    job_queue: str = ""
+    """Name of the queue for delegated events; empty in mode `lambda`."""
+    job_definition: str = ""
+    """Name (no revision: the latest active one) for delegated events; empty in mode `lambda`."""
+    deployment_bucket: str = ""
+    """Bucket for events too large for a job's overrides; empty in mode `lambda`."""
+    image: ImageDefaults = field(default_factory=ImageDefaults)
+
+    def dump(self) -> str:
+        """The config as JSON text, the same text for the same config."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, indent=1) + "\n"
+
+
+def load_config(text: str) -> FunctionConfig:
+    """The config that `dump` wrote.
+
+    Raises ValueError where the text is not a config of this format.
+    """
+    try:
+        data: dict[str, Any] = json.loads(text)
+        if data.pop("format") != FORMAT:
+            raise ValueError(f"function config has another format than {FORMAT}")
+        for key in ("inputs", "outputs"):
+            data[key] = tuple(
+                ObjectPath(**{k: tuple(v) if isinstance(v, list) else v for k, v in path.items()})
+                for path in data[key]
+            )
+        image = data["image"]
+        data["image"] = ImageDefaults(
+            tuple(image["entrypoint"]), tuple(image["command"]), image["environment"]
+        )
+        return FunctionConfig(**data)
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise ValueError(f"not a function config: {exc!r}") from exc
