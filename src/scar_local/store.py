@@ -33,7 +33,7 @@ class Store:
             self.read().executescript(schema)
 
     def read(self) -> sqlite3.Connection:
-        """This thread's connection, outside a transaction: each statement sees what is committed."""
+        """This thread's connection, outside a transaction: a statement sees what is committed."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = sqlite3.connect(
@@ -57,13 +57,14 @@ class Store:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # some errors, such as a full disk, roll back
+                    connection.execute("ROLLBACK")
                 raise
-            connection.execute("COMMIT")
 
     def new_blob(self) -> tuple[str, Path]:
-        """A fresh blob id and the path to write its bytes to; the id is never made of a user's key."""
+        """A fresh blob id and the path to write its bytes to; never made of a user's key."""
         blob = uuid.uuid4().hex
         path = self.blob(blob)
         path.parent.mkdir(exist_ok=True)
