@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import cache
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, parse_qsl, unquote
 from xml.sax.saxutils import escape
 
 from botocore import xform_name
@@ -227,31 +227,45 @@ def error_answer(
     return Answer(status, headers, json.dumps(body).encode())
 
 
+@dataclass(frozen=True)
+class _Route:
+    name: str
+    path: re.Pattern[str]
+    query: frozenset[tuple[str, str]]
+    """What the template itself asks of the query string: `/layers?find=LayerVersion`."""
+    order: tuple[list[int], int]
+
+
 class _Routes:
     """Finds a rest-json operation by its method and path; static text beats a label."""
 
     def __init__(self, model: ServiceModel) -> None:
         self._service = model.service_name
-        found: dict[str, list[tuple[list[int], re.Pattern[str], str]]] = {}
+        self._by_method: dict[str, list[_Route]] = {}
         for name in model.operation_names:
             http = model.operation_model(name).http
-            template = http["requestUri"].partition("?")[0].rstrip("/")
-            order = [_looseness(segment) for segment in template.split("/")]
-            pattern = re.compile(_pattern(template), re.DOTALL)
-            found.setdefault(http["method"], []).append((order, pattern, name))
-        self._by_method = {
-            method: sorted(routes, key=lambda route: route[0]) for method, routes in found.items()
-        }
+            self._by_method.setdefault(http["method"], []).append(_route(name, http["requestUri"]))
+        for routes in self._by_method.values():
+            routes.sort(key=lambda route: route.order)
 
     def find(self, call: Call) -> tuple[str, dict[str, str]]:
         """The operation's name and its path labels, decoded."""
         path = call.path.rstrip("/")
-        for _, pattern, name in self._by_method.get(call.method, ()):
-            if match := pattern.fullmatch(path):
+        query = set(parse_qsl(call.query, keep_blank_values=True))
+        for route in self._by_method.get(call.method, ()):
+            if route.query <= query and (match := route.path.fullmatch(path)):
                 labels = {_label(group): text for group, text in match.groupdict().items()}
-                return name, {label: unquote(text) for label, text in labels.items()}
+                return route.name, {label: unquote(text) for label, text in labels.items()}
         text = f"{self._service}: {call.method} {call.path} is not in the local cloud"
         raise ApiError("NotImplemented", text, 501)
+
+
+def _route(name: str, template: str) -> _Route:
+    path, _, query = template.partition("?")
+    path = path.rstrip("/")
+    wanted = frozenset(parse_qsl(query, keep_blank_values=True))
+    order = [_looseness(segment) for segment in path.split("/")]
+    return _Route(name, re.compile(_pattern(path), re.DOTALL), wanted, (order, -len(wanted)))
 
 
 def _looseness(segment: str) -> int:
