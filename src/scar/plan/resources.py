@@ -10,6 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, TypeAlias
 
+TAG_CREATED_BY = "createdby"
+TAG_OWNER = "owner"
+TAG_FUNCTION = "function"
+TAG_QUEUE = "scar:queue"
+"""On a function: the job queue it hands events to; how `rm` knows that a queue has no user left."""
+TAG_MODE = "scar:execution-mode"
+TAG_IMAGE = "scar:image"
+"""On a function: the image as the user named it."""
+TAG_SUPERVISOR = "scar:supervisor"
+"""On a function: the version of the supervisor in its image."""
+
+CREATED_BY = "scar"
+REPOSITORY = "scar"
+"""The one ECR repository of an account and region; its tags name function and content."""
+
 
 class ResourceId(NamedTuple):
     """A resource's kind and name; unique within one account and region."""
@@ -49,7 +64,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Image:
-    """One tag in the shared repository; the tag names the content, so the same tag is the same image."""
+    """One tag in the shared repository; it names the content: the same tag is the same image."""
 
     kind: ClassVar[str] = "image"
     name: str
@@ -83,6 +98,7 @@ class Permission:
     function: str
     bucket: str
     account_id: str
+    """Owner of the bucket: names of buckets are anybody's once they are deleted."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,8 @@ class ComputeEnvironment:
     type: str
     max_vcpus: int
     min_vcpus: int
-    desired_vcpus: int
+    desired_vcpus: int = field(compare=False)
+    """What to start with; AWS moves it up and down afterwards."""
     instance_types: tuple[str, ...]
     instance_role: str
     subnets: tuple[str, ...]
@@ -143,6 +160,8 @@ class JobDefinition:
     gpus: int
     log_group: str
     region: str
+    platform: str = "EC2"
+    """EC2 or FARGATE."""
     environment: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -164,3 +183,51 @@ Resource: TypeAlias = (
 def id_of(resource: Resource) -> ResourceId:
     """The id a resource is observed and planned by."""
     return ResourceId(resource.kind, resource.name)
+
+
+def needs(resource: Resource) -> tuple[ResourceId, ...]:
+    """What must stand before `resource` is created, and be deleted after it.
+
+    Names only what resources of a plan can be; an id that is in no plan is simply not waited for.
+    """
+    match resource:
+        case Image():
+            return (ResourceId(Repository.kind, resource.name.partition(":")[0]),)
+        case Function():
+            return (
+                _image_id(resource.image_uri),
+                ResourceId(LogGroup.kind, lambda_log_group(resource.name)),
+            )
+        case Permission():
+            return (ResourceId(Function.kind, resource.function),)
+        case BucketTrigger():
+            return (
+                ResourceId(Bucket.kind, resource.bucket),
+                ResourceId(Permission.kind, f"{resource.function}/{resource.bucket}"),
+                ResourceId(Function.kind, resource.function),
+                ResourceId(JobDefinition.kind, resource.function),
+            )
+        case JobQueue():
+            return (ResourceId(ComputeEnvironment.kind, resource.compute_environment),)
+        case JobDefinition():
+            return (
+                _image_id(resource.image_uri),
+                ResourceId(LogGroup.kind, resource.log_group),
+                ResourceId(JobQueue.kind, resource.tags.get(TAG_QUEUE, "")),
+            )
+        case _:
+            return ()
+
+
+def lambda_log_group(function: str) -> str:
+    """Where Lambda writes the log of `function`."""
+    return f"/aws/lambda/{function}"
+
+
+def batch_log_group(function: str) -> str:
+    """Where the jobs of `function` write their log."""
+    return f"/aws/batch/{function}"
+
+
+def _image_id(image_uri: str) -> ResourceId:
+    return ResourceId(Image.kind, image_uri.partition("/")[2])

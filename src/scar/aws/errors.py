@@ -1,0 +1,73 @@
+"""AWS's errors as ours: the one place where botocore's exceptions are caught."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from scar.errors import CloudError, UserError
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+
+ABSENT = frozenset(
+    {
+        "ResourceNotFoundException",
+        "RepositoryNotFoundException",
+        "ImageNotFoundException",
+        "NoSuchBucket",
+        "NoSuchKey",
+        "NoSuchEntity",
+        "404",
+        "NotFound",
+    }
+)
+"""Codes that say: there is no such thing."""
+
+
+@contextmanager
+def speaking_to(service: str) -> Iterator[None]:
+    """Turn what botocore raises into CloudError, or UserError where the set-up is wrong."""
+    from boto3.exceptions import Boto3Error
+    from botocore import exceptions as boto
+
+    try:
+        yield
+    except boto.ClientError as exc:
+        raise _refused(service, exc) from exc
+    except (boto.NoCredentialsError, boto.PartialCredentialsError) as exc:
+        hint = "run `aws configure`, or try without an account: `scar --local`"
+        raise UserError("no AWS credentials found", hint) from exc
+    except boto.ProfileNotFound as exc:
+        raise UserError(str(exc), "list the profiles with `aws configure list-profiles`") from exc
+    except boto.WaiterError as exc:
+        raise CloudError(service, exc.kwargs["name"], "NotReady", _waited(exc)) from exc
+    except (boto.ParamValidationError, boto.BotoCoreError, Boto3Error) as exc:
+        code, operation = type(exc).__name__, "call"
+        raise CloudError(service, operation, code, " ".join(str(exc).split())) from exc
+
+
+def is_absent(error: CloudError) -> bool:
+    """Whether AWS says that the thing asked for does not exist."""
+    return error.code in ABSENT
+
+
+def _refused(service: str, exc: ClientError) -> CloudError:
+    error: Any = exc.response.get("Error", {})
+    hint = ""
+    if error.get("Code") in ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation"):
+        hint = "the credentials in use lack this permission"
+    elif error.get("Code") in ("ExpiredToken", "ExpiredTokenException"):
+        hint = "log in again: the credentials in use have expired"
+    return CloudError(
+        service, exc.operation_name, error.get("Code", "?"), error.get("Message", ""), hint
+    )
+
+
+def _waited(exc: Any) -> str:
+    """Why a waiter gave up, in AWS's own words where it has some."""
+    last = exc.last_response or {}
+    configuration = last.get("Configuration", last)
+    reason = configuration.get("StateReason") or configuration.get("LastUpdateStatusReason")
+    return str(reason or exc.kwargs["reason"])

@@ -1,0 +1,269 @@
+"""From the FDL to the resources an account should hold. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from scar.fdl.schema import AwsFunction, ComputeResources, Deployment, ObjectPathPart
+from scar.plan.resources import (
+    CREATED_BY,
+    REPOSITORY,
+    TAG_CREATED_BY,
+    TAG_FUNCTION,
+    TAG_IMAGE,
+    TAG_MODE,
+    TAG_OWNER,
+    TAG_QUEUE,
+    TAG_SUPERVISOR,
+    Bucket,
+    BucketTrigger,
+    ComputeEnvironment,
+    Function,
+    Image,
+    JobDefinition,
+    JobQueue,
+    LogGroup,
+    Permission,
+    Repository,
+    Resource,
+    batch_log_group,
+    id_of,
+    lambda_log_group,
+)
+from scar_supervisor.contract import FunctionConfig, ImageDefaults, ObjectPath
+
+
+@dataclass(frozen=True)
+class AccountFacts:
+    """What planning must know of the account."""
+
+    id: str
+    region: str
+    owner: str
+    is_local: bool
+
+    @property
+    def registry_host(self) -> str:
+        """Host of the account's ECR registry."""
+        suffix = "amazonaws.com.cn" if self.region.startswith("cn-") else "amazonaws.com"
+        return f"{self.id}.dkr.ecr.{self.region}.{suffix}"
+
+    def arn(self, service: str, resource: str, region: str | None = None) -> str:
+        """The ARN of a resource in this account."""
+        partition = "aws"
+        if self.region.startswith("cn-"):
+            partition = "aws-cn"
+        elif self.region.startswith("us-gov-"):
+            partition = "aws-us-gov"
+        place = self.region if region is None else region
+        return f"arn:{partition}:{service}:{place}:{self.id}:{resource}"
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What planning must know of a function's image."""
+
+    uri: str
+    """Where Lambda and Batch take it from."""
+    architecture: str
+    """Lambda's word: `x86_64` or `arm64`."""
+    is_ours: bool
+    """False: a prepared image, used as it is; it is neither pushed nor deleted."""
+    supervisor: str
+    """Version of the supervisor in the image; empty where we do not know."""
+
+
+def desired(
+    deployment: Deployment, images: Mapping[str, ImageFacts], account: AccountFacts
+) -> list[Resource]:
+    """All that `deployment` asks for; `images` by function name. Each resource once."""
+    every: dict[object, Resource] = {}
+    for function in deployment.functions.aws:
+        for resource in _of_function(function, images[function.lambda_.name], account):
+            every.setdefault(id_of(resource), resource)
+    return list(every.values())
+
+
+def function_config(
+    function: AwsFunction, account: AccountFacts, image: ImageDefaults
+) -> FunctionConfig:
+    """What the supervisor is told about `function`."""
+    its = function.lambda_
+    in_batch = its.execution_mode != "lambda"
+    return FunctionConfig(
+        name=its.name,
+        execution_mode=its.execution_mode,
+        timeout_threshold_s=its.container.timeout_threshold,
+        log_level=its.log_level.upper(),
+        has_script=its.init_script is not None,
+        has_extra_payload=its.extra_payload is not None,
+        environment=its.container.environment.Variables,
+        batch_environment=function.batch.environment.Variables if in_batch else {},
+        inputs=tuple(map(_object_path, its.input)),
+        outputs=tuple(map(_object_path, its.output)),
+        stages_in=not its.file_stage_in,
+        job_queue=queue_name(function, account) if in_batch else "",
+        job_definition=its.name if in_batch else "",
+        deployment_bucket=deployment_bucket(function, account) if in_batch else "",
+        image=image,
+    )
+
+
+def deployment_bucket(function: AwsFunction, account: AccountFacts) -> str:
+    """Where events too large for a job's overrides are kept."""
+    return function.lambda_.deployment.bucket or f"scar-{account.id}-{account.region}"
+
+
+def queue_name(function: AwsFunction, account: AccountFacts) -> str:
+    """Name of the queue and of its compute environment: the hash of what it is made of.
+
+    Functions that ask for the same hardware share one: AWS allows 50 of each in a region.
+    """
+    compute = compute_resources(function, account)
+    content = compute.model_dump(mode="json", exclude={"desired_v_cpus"})
+    content["service_role"] = _filled(function.batch.service_role, account)
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return f"scar-{digest[:12]}"
+
+
+def compute_resources(function: AwsFunction, account: AccountFacts) -> ComputeResources:
+    """`batch.compute_resources` with what only an account can give filled in."""
+    compute = function.batch.compute_resources
+    given: dict[str, object] = {"instance_role": _filled(compute.instance_role, account)}
+    if account.is_local:
+        given["subnets"] = compute.subnets or ("subnet-local",)
+        given["security_group_ids"] = compute.security_group_ids or ("sg-local",)
+    return compute.model_copy(update=given)
+
+
+def role_arn(function: AwsFunction, account: AccountFacts) -> str:
+    """The execution role and job role; empty where the FDL has none and the account needs one."""
+    default = account.arn("iam", "role/scar-local", region="") if account.is_local else ""
+    return _filled(function.iam.role, account) or default
+
+
+def object_path(path: str) -> tuple[str, str]:
+    """`bucket/some/prefix/` as bucket and prefix; the prefix has no slash at either end."""
+    bucket, _, prefix = path.removeprefix("s3://").strip("/").partition("/")
+    return bucket, prefix.strip("/")
+
+
+def _of_function(
+    function: AwsFunction, image: ImageFacts, account: AccountFacts
+) -> Iterable[Resource]:
+    its = function.lambda_
+    retention = function.cloudwatch.log_retention_policy_in_days
+    tags = {
+        TAG_CREATED_BY: CREATED_BY,
+        TAG_OWNER: account.owner,
+        TAG_FUNCTION: its.name,
+    }
+    yield LogGroup(lambda_log_group(its.name), retention, tags)
+    if image.is_ours:
+        yield Repository(REPOSITORY)
+        yield Image(image.uri.partition("/")[2])
+    if its.execution_mode != "lambda":
+        tags |= {TAG_QUEUE: queue_name(function, account)}
+        yield from _batch(function, image, account, tags)
+    yield Function(
+        name=its.name,
+        image_uri=image.uri,
+        role_arn=role_arn(function, account),
+        memory_mb=its.memory,
+        timeout_s=its.timeout,
+        ephemeral_storage_mb=its.ephemeral_storage,
+        architecture=image.architecture,
+        description=its.description,
+        environment=its.environment.Variables,
+        tags={**its.tags, **tags, **_labels(function, image)},
+    )
+    yield from _storage(function, account)
+
+
+def _labels(function: AwsFunction, image: ImageFacts) -> dict[str, str]:
+    """What `ls` shows, kept in tags so that one call lists it."""
+    container = function.lambda_.container
+    name = container.image or container.image_file or ""
+    labels = {
+        TAG_MODE: function.lambda_.execution_mode,
+        TAG_IMAGE: re.sub(r"[^\w\s.:/=+@-]", "_", name)[:256],
+        TAG_SUPERVISOR: image.supervisor,
+    }
+    return {key: value for key, value in labels.items() if value}
+
+
+def _batch(
+    function: AwsFunction, image: ImageFacts, account: AccountFacts, tags: Mapping[str, str]
+) -> Iterable[Resource]:
+    batch, name = function.batch, function.lambda_.name
+    compute, queue = compute_resources(function, account), queue_name(function, account)
+    shared = {TAG_CREATED_BY: CREATED_BY}
+    yield LogGroup(
+        batch_log_group(name),
+        function.cloudwatch.log_retention_policy_in_days,
+        {key: value for key, value in tags.items() if key != TAG_QUEUE},
+    )
+    yield Bucket(deployment_bucket(function, account))
+    on_fargate = compute.type.startswith("FARGATE")
+    yield ComputeEnvironment(
+        name=queue,
+        type=compute.type,
+        max_vcpus=compute.max_v_cpus,
+        min_vcpus=0 if on_fargate else compute.min_v_cpus,
+        desired_vcpus=0 if on_fargate else compute.desired_v_cpus,
+        instance_types=() if on_fargate else compute.instance_types,
+        instance_role="" if on_fargate else compute.instance_role,
+        subnets=compute.subnets,
+        security_group_ids=compute.security_group_ids,
+        service_role=_filled(batch.service_role, account),
+        state=batch.state,
+        tags=shared,
+    )
+    yield JobQueue(name=queue, compute_environment=queue, state=batch.state, tags=shared)
+    yield JobDefinition(
+        name=name,
+        image_uri=image.uri,
+        job_role_arn=role_arn(function, account),
+        vcpus=batch.vcpus,
+        memory_mib=batch.memory,
+        gpus=int(batch.enable_gpu),
+        log_group=batch_log_group(name),
+        region=account.region,
+        platform="FARGATE" if on_fargate else "EC2",
+        tags=tags,
+    )
+
+
+def _storage(function: AwsFunction, account: AccountFacts) -> Iterable[Resource]:
+    its = function.lambda_
+    for part in (*its.input, *its.output):
+        if part.storage_provider == "s3":
+            yield Bucket(object_path(part.path)[0])
+    inputs: dict[str, list[tuple[str, str]]] = {}
+    for part in its.input:
+        if part.storage_provider == "s3":
+            bucket, prefix = object_path(part.path)
+            pairs = inputs.setdefault(bucket, [])
+            pairs += [(f"{prefix}/" if prefix else "", suffix) for suffix in part.suffix or ("",)]
+    for bucket, pairs in inputs.items():
+        yield Permission(f"{its.name}/{bucket}", its.name, bucket, account.id)
+        yield BucketTrigger(
+            name=f"{bucket}/{its.name}",
+            bucket=bucket,
+            function=its.name,
+            function_arn=account.arn("lambda", f"function:{its.name}"),
+            paths=tuple(dict.fromkeys(pairs)),
+        )
+
+
+def _object_path(part: ObjectPathPart) -> ObjectPath:
+    bucket, prefix = object_path(part.path)
+    return ObjectPath(part.storage_provider, bucket, prefix, part.prefix, part.suffix)
+
+
+def _filled(text: str, account: AccountFacts) -> str:
+    return text.replace("{account_id}", account.id)
