@@ -1,10 +1,112 @@
-"""The Functions Definition Language: every key, its unit, its bounds and its default."""
+"""The Functions Definition Language: every key, its unit, its bounds and its default.
+
+Keys of the reference implementation that are ignored or not there yet are in `load.py`; what no
+single key can say (a rule across keys) is in `rules.py`.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+_RETENTION_DAYS = (
+    *(1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731),
+    *(1096, 1827, 2192, 2557, 2922, 3288, 3653),
+)
+"""What CloudWatch Logs accepts (PutRetentionPolicy, `retentionInDays`)."""
+
+
+def _not_a_bool(value: Any) -> Any:
+    # `yes` and `on` are booleans in YAML, and Python would count them as 1.
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number, got a yes-or-no value")
+    return value
+
+
+def _bool_as_count(value: Any) -> Any:
+    return int(value) if isinstance(value, bool) else value
+
+
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _retention(value: int) -> int:
+    if value not in _RETENTION_DAYS:
+        days = ", ".join(map(str, _RETENTION_DAYS))
+        raise ValueError(f"must be one of {days} days, got {value}")
+    return value
+
+
+def _role(value: str) -> str:
+    if value and not re.fullmatch(
+        r"arn:aws[a-z-]*:iam::(\d{12}|\{account_id\}):role/[\w+=,.@/-]+", value
+    ):
+        raise ValueError(
+            f"must be an ARN such as `arn:aws:iam::123456789012:role/x`, got `{value}`"
+        )
+    return value
+
+
+def _region(value: str) -> str:
+    if not re.fullmatch(r"[a-z]{2,5}(-[a-z]+)+-\d{1,2}", value):
+        raise ValueError(f"must be a region such as `us-east-1`, got `{value}`")
+    return value
+
+
+def _bucket(value: str) -> str:
+    if why := _bucket_fault(value):
+        raise ValueError(why)
+    return value
+
+
+def _object_path(value: str) -> str:
+    if "://" in value:
+        raise ValueError(f"must be `bucket/prefix` without `{value.split('://')[0]}://`")
+    bucket, _, prefix = value.partition("/")
+    if why := _bucket_fault(bucket):
+        raise ValueError(why)
+    parts = prefix.strip("/").split("/") if prefix.strip("/") else []
+    if "" in parts or prefix.startswith("/"):
+        raise ValueError(f"must not hold an empty part (`//`), got `{value}`")
+    if len("/".join(parts).encode()) > 900:
+        raise ValueError("must leave room for file names: a key has at most 1,024 bytes")
+    return value
+
+
+def _bucket_fault(name: str) -> str:
+    """Why `name` is no bucket name (S3 user guide, bucket naming rules), or an empty text."""
+    if not name:
+        return "must start with a bucket, as in `bucket/prefix`"
+    if not 3 <= len(name) <= 63:
+        return f"must name a bucket of 3 to 63 characters, got `{name}`"
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*[a-z0-9]", name) or ".." in name:
+        return (
+            "must name a bucket of lower-case letters, digits, `-` and single `.`, "
+            f"first and last a letter or digit, got `{name}`"
+        )
+    if re.fullmatch(r"\d+\.\d+\.\d+\.\d+", name):
+        return f"must name a bucket, got the IP address `{name}`"
+    return ""
+
+
+def _image(value: str) -> str:
+    if not re.fullmatch(r"[^\s\x00-\x1f]{1,1024}", value):
+        raise ValueError("must be an image such as `alpine:3.20` or `ghcr.io/owner/name@sha256:…`")
+    repository = value.split("@")[0].rpartition("/")[2].split(":")[0]
+    if repository != repository.lower():
+        raise ValueError(f"must have a lower-case repository, got `{value}`")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_not_a_bool)]
+Region = Annotated[str, AfterValidator(_region)]
+
+
+def _unit(unit: str) -> dict[str, Any]:
+    return {"unit": unit}
 
 
 class Part(BaseModel):
@@ -14,21 +116,33 @@ class Part(BaseModel):
 
 
 class Variables(Part):
-    """Environment variables."""
+    """Environment variables. Values are text as written."""
 
-    Variables: dict[str, str] = Field(default_factory=dict)
+    Variables: dict[Annotated[str, Field(pattern=r"^[^=\x00]+$")], str] = Field(
+        default_factory=dict
+    )
+
+
+class LambdaVariables(Part):
+    """Environment variables of the Lambda function itself; Lambda restricts their names."""
+
+    Variables: dict[Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_]+$")], str] = Field(
+        default_factory=dict
+    )
 
 
 class Container(Part):
     """`lambda.container`: the image and what runs in it."""
 
-    image: str | None = None
+    image: Annotated[str, AfterValidator(_image)] | None = None
     """Reference of the image in a registry, or `host` on the local cloud."""
     image_file: str | None = None
     """A `docker save` archive, relative to the FDL file."""
     create_image: bool = True
     """False: `image` is a prepared image in ECR and is used as it is."""
-    timeout_threshold: Annotated[int, Field(ge=0, le=900)] = 10
+    timeout_threshold: Annotated[Whole, Field(ge=0, le=900, json_schema_extra=_unit("seconds"))] = (
+        10
+    )
     """Seconds kept back from the function's timeout to stage the output out or to delegate."""
     environment: Variables = Variables()
 
@@ -37,7 +151,7 @@ class ObjectPathPart(Part):
     """One item of `lambda.input` or `lambda.output`."""
 
     storage_provider: str = "s3"
-    path: str
+    path: Annotated[str, AfterValidator(_object_path)]
     """`bucket` or `bucket/prefix`."""
     prefix: tuple[str, ...] = ()
     suffix: tuple[str, ...] = ()
@@ -46,7 +160,7 @@ class ObjectPathPart(Part):
 class DeploymentPart(Part):
     """`lambda.deployment`."""
 
-    bucket: str | None = None
+    bucket: Annotated[str, AfterValidator(_bucket)] | None = None
     """Bucket for events and payloads too large to travel inline; created on need."""
 
 
@@ -55,18 +169,24 @@ class Lambda(Part):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     boto_profile: str = "default"
-    region: str | None = None
-    memory: Annotated[int, Field(ge=128, le=10240)] = 512
+    region: Region | None = None
+    memory: Annotated[Whole, Field(ge=128, le=10240, json_schema_extra=_unit("MB"))] = 512
     """MB."""
-    timeout: Annotated[int, Field(ge=1, le=900)] = 300
+    timeout: Annotated[Whole, Field(ge=1, le=900, json_schema_extra=_unit("seconds"))] = 300
     """Seconds."""
-    ephemeral_storage: Annotated[int, Field(ge=512, le=10240)] = 512
+    ephemeral_storage: Annotated[Whole, Field(ge=512, le=10240, json_schema_extra=_unit("MB"))] = (
+        512
+    )
     """MB of /tmp."""
     execution_mode: Literal["lambda", "lambda-batch", "batch"] = "lambda"
-    description: str = ""
-    log_level: str = "INFO"
-    architectures: tuple[Literal["x86_64", "arm64"], ...] = ("x86_64",)
-    environment: Variables = Variables()
+    description: Annotated[str, Field(max_length=256)] = ""
+    log_level: Annotated[
+        Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"], BeforeValidator(_upper)
+    ] = "INFO"
+    architectures: Annotated[
+        tuple[Literal["x86_64", "arm64"], ...], Field(min_length=1, max_length=1)
+    ] = ("x86_64",)
+    environment: LambdaVariables = LambdaVariables()
     """Lambda's own environment."""
     init_script: str | None = None
     """Script of every invocation, relative to the FDL file."""
@@ -89,7 +209,7 @@ class Iam(Part):
     """`iam`."""
 
     boto_profile: str = "default"
-    role: str = ""
+    role: Annotated[str, AfterValidator(_role)] = ""
     """ARN of the execution role and job role. `{account_id}` is filled in."""
 
 
@@ -103,18 +223,18 @@ class CloudWatch(Part):
     """`cloudwatch`."""
 
     boto_profile: str = "default"
-    region: str | None = None
-    log_retention_policy_in_days: int = 30
+    region: Region | None = None
+    log_retention_policy_in_days: Annotated[Whole, AfterValidator(_retention)] = 30
 
 
 class ComputeResources(Part):
     """`batch.compute_resources`."""
 
     type: Literal["EC2", "SPOT", "FARGATE", "FARGATE_SPOT"] = "EC2"
-    desired_v_cpus: Annotated[int, Field(ge=0)] = 0
-    min_v_cpus: Annotated[int, Field(ge=0)] = 0
-    max_v_cpus: Annotated[int, Field(ge=1)] = 2
-    instance_types: tuple[str, ...] = ("optimal",)
+    desired_v_cpus: Annotated[Whole, Field(ge=0)] = 0
+    min_v_cpus: Annotated[Whole, Field(ge=0)] = 0
+    max_v_cpus: Annotated[Whole, Field(ge=1)] = 2
+    instance_types: Annotated[tuple[str, ...], Field(min_length=1)] = ("optimal",)
     subnets: tuple[str, ...] = ()
     security_group_ids: tuple[str, ...] = ()
     instance_role: str = "arn:aws:iam::{account_id}:instance-profile/ecsInstanceRole"
@@ -124,11 +244,12 @@ class Batch(Part):
     """`batch`: the job and the compute environment it runs on."""
 
     boto_profile: str = "default"
-    region: str | None = None
-    vcpus: Annotated[int, Field(ge=1)] = 1
-    memory: Annotated[int, Field(ge=4)] = 1024
+    region: Region | None = None
+    vcpus: Annotated[Whole, Field(ge=1)] = 1
+    memory: Annotated[Whole, Field(ge=4, json_schema_extra=_unit("MiB"))] = 1024
     """MiB."""
-    enable_gpu: bool | int = False
+    enable_gpu: Annotated[int, BeforeValidator(_bool_as_count), Field(ge=0)] = 0
+    """Number of GPUs; true is one."""
     state: Literal["ENABLED", "DISABLED"] = "ENABLED"
     type: Literal["MANAGED"] = "MANAGED"
     service_role: str = ""
