@@ -15,12 +15,12 @@ import binascii
 import json
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, parse_qsl, unquote
 from xml.sax.saxutils import escape
 
@@ -64,15 +64,25 @@ class ApiError(Exception):
         self.code, self.message, self.status = code, message, status
 
 
+class Headers(Protocol):
+    """A request's headers: a mapping, or http.client's message, which ignores the case of names."""
+
+    def get(self, name: str, /) -> str | None:
+        """The header's value."""
+
+    def items(self) -> Iterable[tuple[str, str]]:
+        """All headers."""
+
+
 @dataclass(frozen=True)
 class Call:
-    """A request as it came over the wire. Header names are compared as `headers.get` does."""
+    """A request as it came over the wire."""
 
     method: str
     path: str
     """Percent-encoded, as sent."""
     query: str
-    headers: Mapping[str, str]
+    headers: Headers
     body: bytes
 
 
@@ -204,19 +214,14 @@ def error_answer(
     status: int | None = None,
     fields: Mapping[str, str] | None = None,
 ) -> Answer:
-    """An error in the words of a protocol: json, rest-json, query or ec2. Needs no model."""
+    """An error in the words of any AWS protocol but CBOR. Needs no model."""
     request_id = str(uuid.uuid4())
     status = error.status if status is None else status
     headers = {"x-amzn-RequestId": request_id}
-    if protocol in ("query", "ec2"):
+    if protocol in _ERRORS:
         kind = "Sender" if status < 500 else "Receiver"
-        code, message = escape(error.code), escape(error.message)
-        xml = f"<Error><Type>{kind}</Type><Code>{code}</Code><Message>{message}</Message></Error>"
-        text = (
-            f"<ErrorResponse>{xml}<RequestId>{request_id}</RequestId></ErrorResponse>"
-            if protocol == "query"
-            else f"<Response><Errors>{xml}</Errors><RequestID>{request_id}</RequestID></Response>"
-        )
+        words = {"type": kind, "code": escape(error.code), "message": escape(error.message)}
+        text = _ERRORS[protocol].format(request_id=request_id, **words)
         return Answer(status, {**headers, "Content-Type": "text/xml"}, text.encode())
     body: dict[str, str] = {"message": error.message, **(fields or {})}
     if protocol == "rest-json":
@@ -225,6 +230,15 @@ def error_answer(
         body["__type"] = error.code
         headers["Content-Type"] = "application/x-amz-json-1.1"
     return Answer(status, headers, json.dumps(body).encode())
+
+
+_ERROR = "<Code>{code}</Code><Message>{message}</Message>"
+_ID = "<RequestId>{request_id}</RequestId>"
+_ERRORS = {
+    "query": f"<ErrorResponse><Error><Type>{{type}}</Type>{_ERROR}</Error>{_ID}</ErrorResponse>",
+    "ec2": f"<Response><Errors><Error>{_ERROR}</Error></Errors>{_ID}</Response>",
+    "rest-xml": f"<Error>{_ERROR}{_ID}</Error>",
+}
 
 
 @dataclass(frozen=True)

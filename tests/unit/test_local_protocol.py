@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 import boto3
 import pytest
-from botocore.awsrequest import AWSResponse
+from botocore.awsrequest import AWSResponse, HeadersDict
 from botocore.exceptions import ClientError
+from botocore.parsers import create_parser
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -287,11 +288,13 @@ def test_an_answer_outside_the_model_is_a_fault_of_ours() -> None:
         _json_call("logs", "Logs_20140328.DescribeLogGroups", b"{}", Recorder({"groups": []}))
 
 
-@pytest.mark.parametrize("protocol", ["json", "rest-json", "query", "ec2"])
+@pytest.mark.parametrize("protocol", ["json", "rest-json", "query", "ec2", "rest-xml"])
 def test_an_error_can_be_said_without_a_model(protocol: str) -> None:
-    answer = error_answer(protocol, ApiError("NotImplemented", "not here", 501))
-    assert answer.status == 501
-    assert b"not here" in answer.body
+    answer = error_answer(protocol, ApiError("NotImplemented", "not <here>", 501))
+    response = {"status_code": 501, "headers": HeadersDict(answer.headers), "body": answer.body}
+    parsed = create_parser(protocol).parse(response, None)
+    assert parsed["Error"]["Code"] == "NotImplemented"
+    assert parsed["Error"]["Message"] == "not <here>"
 
 
 _texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), min_size=1)

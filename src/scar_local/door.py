@@ -1,0 +1,189 @@
+"""The door: every request of the one port comes in here and goes to the service it is meant for.
+
+A signed request names its service in the signature's credential scope; an unsigned one is for the
+daemon itself (`/_scar/`), the image registry (`/v2/`) or S3 (presigned with version 2, anonymous).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import unquote
+
+from scar_local.http import Exchange
+from scar_local.protocol import Answer, ApiError, Call, codec, error_answer
+
+BODY_LIMIT = 32 << 20
+"""Bytes of a request that is read whole; above every limit of the APIs that we answer so."""
+
+MODELS = {
+    "batch": "batch",
+    "ecr": "ecr",
+    "lambda": "lambda",
+    "logs": "logs",
+    "sts": "sts",
+    "tagging": "resourcegroupstaggingapi",
+}
+"""botocore's name of each own service, by the name that requests are signed for."""
+
+LATER = frozenset(["apigateway", "execute-api"])
+"""Services that will be ours and that moto would only seem to run."""
+
+_SCOPE = re.compile(r"Credential=[^/,\s]+/\d+/([^/,\s]*)/([^/,\s]+)/aws4_request")
+_QUERY_SCOPE = re.compile(r"[^/]+/\d+/([^/]*)/([^/]+)/aws4_request")
+_log = logging.getLogger(__name__)
+
+
+class Streaming(Protocol):
+    """What reads and answers the exchange by itself: S3."""
+
+    def handle(self, exchange: Exchange, region: str) -> None:
+        """Answer the exchange."""
+
+
+class Handling(Protocol):
+    """What reads and answers the exchange by itself: the registry, moto."""
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer the exchange."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """What `/_scar/` answers: a state of the daemon, and how to stop it."""
+
+    status: Callable[[], Mapping[str, object]]
+    stop: Callable[[], None]
+
+
+class Door:
+    """Routes and answers exchanges; `services` are the own ones, by their signing names."""
+
+    def __init__(
+        self,
+        services: Mapping[str, object],
+        s3: Streaming,
+        registry: Handling,
+        others: Handling,
+        control: Control,
+    ) -> None:
+        self._services, self._s3, self._registry = services, s3, registry
+        self._others, self._control = others, control
+
+    def answer(self, exchange: Exchange) -> None:
+        """Answer the exchange, whatever happens: a fault of ours is an InternalFailure and logged.
+
+        Raises ConnectionError when the client is gone.
+        """
+        service, region = scope(exchange)
+        try:
+            self._route(exchange, service, region)
+        except ApiError as error:
+            _reply(exchange, error_answer(_protocol(exchange, service), error))
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception:
+            _log.exception("%s %s failed", exchange.method, exchange.path)
+            if exchange.answered:
+                raise ConnectionError("the answer broke off") from None
+            fault = ApiError("InternalFailure", "the local cloud failed; see its daemon.log", 500)
+            _reply(exchange, error_answer(_protocol(exchange, service), fault))
+
+    def _route(self, exchange: Exchange, service: str, region: str) -> None:
+        if exchange.path.startswith("/_scar/"):
+            self._administer(exchange)
+        elif service == "s3":
+            self._s3.handle(exchange, region)
+        elif service in self._services:
+            call = Call(
+                exchange.method,
+                exchange.path,
+                exchange.raw_query,
+                exchange.headers,
+                whole_body(exchange),
+            )
+            _reply(exchange, codec(MODELS[service]).serve(self._services[service], call, region))
+        elif service in LATER:
+            raise ApiError("NotImplemented", f"{service} is not in the local cloud yet", 501)
+        elif service:
+            self._others.handle(exchange)
+        elif exchange.path == "/v2" or exchange.path.startswith("/v2/"):
+            self._registry.handle(exchange)
+        else:
+            self._s3.handle(exchange, region)
+
+    def _administer(self, exchange: Exchange) -> None:
+        if "Origin" in exchange.headers:  # a web page has no business here
+            raise ApiError("AccessDenied", "the daemon does not talk to web pages", 403)
+        asked = (exchange.method, exchange.path)
+        if asked == ("GET", "/_scar/status"):
+            _reply_json(exchange, self._control.status())
+        elif asked == ("POST", "/_scar/stop"):
+            _reply_json(exchange, {"stopping": True})
+            self._control.stop()
+        else:
+            there = "GET /_scar/status and POST /_scar/stop are there"
+            raise ApiError("NotFound", f"{asked[0]} {asked[1]} is not; {there}", 404)
+
+
+def scope(exchange: Exchange) -> tuple[str, str]:
+    """The signing name of the service and the region; ("", "us-east-1") when nothing was signed."""
+    match = _SCOPE.search(exchange.headers.get("Authorization") or "")
+    if match is None:
+        credential = unquote(exchange.query.get("X-Amz-Credential", ""))
+        match = _QUERY_SCOPE.fullmatch(credential)
+    if match is None:
+        return "", "us-east-1"
+    return match[2], match[1] or "us-east-1"
+
+
+def whole_body(exchange: Exchange) -> bytes:
+    """The request's body, unpacked. Raises ApiError (413) beyond BODY_LIMIT."""
+    parts: list[bytes] = []
+    size = 0
+    while data := exchange.body.read(min(1 << 20, BODY_LIMIT + 1 - size)):
+        parts.append(data)
+        size += len(data)
+        if size > BODY_LIMIT:
+            raise _too_large()
+    body = b"".join(parts)
+    if exchange.headers.get("Content-Encoding") == "gzip":
+        return _unpacked(body)
+    return body
+
+
+def _unpacked(body: bytes) -> bytes:
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        data = unpacker.decompress(body, BODY_LIMIT + 1)
+    except zlib.error as exc:
+        raise ApiError("SerializationException", f"the body is not gzip: {exc}") from exc
+    if len(data) > BODY_LIMIT:
+        raise _too_large()
+    return data
+
+
+def _too_large() -> ApiError:
+    return ApiError("RequestEntityTooLarge", f"requests end at {BODY_LIMIT} bytes", 413)
+
+
+def _protocol(exchange: Exchange, service: str) -> str:
+    """How this client wants to hear of an error, told by its request alone."""
+    if exchange.headers.get("X-Amz-Target"):
+        return "json"
+    if "x-www-form-urlencoded" in (exchange.headers.get("Content-Type") or ""):
+        return "ec2" if service == "ec2" else "query"
+    return "rest-xml" if service in ("", "s3") else "rest-json"
+
+
+def _reply(exchange: Exchange, answer: Answer) -> None:
+    exchange.reply(answer.status, answer.body, answer.headers)
+
+
+def _reply_json(exchange: Exchange, value: Mapping[str, object]) -> None:
+    exchange.reply(200, json.dumps(value).encode(), content_type="application/json")
