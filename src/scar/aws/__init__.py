@@ -1,1 +1,1 @@
-"""One module a service of AWS; the only importer of boto3."""
+"""AWS through boto3, one module a service; nothing else in `scar` speaks to it."""

@@ -47,6 +47,7 @@ class Account:
         self._target = target
         self._lock = threading.RLock()
         self._clients: dict[tuple[str, float | None], Any] = {}
+        self._exclusive: dict[str, threading.Lock] = {}
 
     @property
     def is_local(self) -> bool:
@@ -67,6 +68,11 @@ class Account:
     def owner(self) -> str:
         """The caller's unique id (STS UserId): the value of the tag `owner`."""
         return self._identity["UserId"]
+
+    def exclusive(self, what: str) -> threading.Lock:
+        """The lock of this process for changing one shared thing of the account."""
+        with self._lock:
+            return self._exclusive.setdefault(what, threading.Lock())
 
     def facts(self) -> AccountFacts:
         """The account as planning sees it."""

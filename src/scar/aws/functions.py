@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import hashlib
 import json
 import re
@@ -13,7 +14,7 @@ from typing import Any
 from scar.aws.account import Account
 from scar.aws.errors import is_absent, speaking_to
 from scar.aws.waiting import retrying
-from scar.errors import CloudError
+from scar.errors import CloudError, NotDeployed
 from scar.plan.resources import (
     CREATED_BY,
     TAG_CREATED_BY,
@@ -234,6 +235,13 @@ def buckets_of(account: Account, function: str) -> list[str]:
         if bucket and statement.get("Sid") == statement_id(bucket):
             found.append(bucket)
     return found
+
+
+def not_deployed(account: Account, name: str) -> NotDeployed:
+    """The error for a function that is not there, with the name that was perhaps meant."""
+    near = difflib.get_close_matches(name, owned(account), 1)
+    hint = f"did you mean `{near[0]}`?" if near else "`scar ls` shows what is deployed"
+    return NotDeployed(f"function `{name}` does not exist in {account.region}", hint)
 
 
 def invoke(account: Account, name: str, payload: bytes, *, asynchronous: bool) -> Invoked:

@@ -152,6 +152,17 @@ def object_path(path: str) -> tuple[str, str]:
     return bucket, prefix.strip("/")
 
 
+def filters(part: ObjectPathPart) -> list[tuple[str, str]]:
+    """The (prefix, suffix) pairs of keys that an input selects."""
+    _, folder = object_path(part.path)
+    start = f"{folder}/" if folder else ""
+    return [
+        (start + prefix, suffix)
+        for prefix in part.prefix or ("",)
+        for suffix in part.suffix or ("",)
+    ]
+
+
 def _of_function(
     function: AwsFunction, image: ImageFacts, account: AccountFacts
 ) -> Iterable[Resource]:
@@ -208,15 +219,14 @@ def _batch(
         {key: value for key, value in tags.items() if key != TAG_QUEUE},
     )
     yield Bucket(deployment_bucket(function, account))
-    on_fargate = compute.type.startswith("FARGATE")
     yield ComputeEnvironment(
         name=queue,
         type=compute.type,
         max_vcpus=compute.max_v_cpus,
-        min_vcpus=0 if on_fargate else compute.min_v_cpus,
-        desired_vcpus=0 if on_fargate else compute.desired_v_cpus,
-        instance_types=() if on_fargate else compute.instance_types,
-        instance_role="" if on_fargate else compute.instance_role,
+        min_vcpus=compute.min_v_cpus,
+        desired_vcpus=compute.desired_v_cpus,
+        instance_types=compute.instance_types,
+        instance_role=compute.instance_role,
         subnets=compute.subnets,
         security_group_ids=compute.security_group_ids,
         service_role=_filled(batch.service_role, account),
@@ -233,7 +243,6 @@ def _batch(
         gpus=int(batch.enable_gpu),
         log_group=batch_log_group(name),
         region=account.region,
-        platform="FARGATE" if on_fargate else "EC2",
         tags=tags,
     )
 
@@ -246,9 +255,9 @@ def _storage(function: AwsFunction, account: AccountFacts) -> Iterable[Resource]
     inputs: dict[str, list[tuple[str, str]]] = {}
     for part in its.input:
         if part.storage_provider == "s3":
-            bucket, prefix = object_path(part.path)
+            bucket, _ = object_path(part.path)
             pairs = inputs.setdefault(bucket, [])
-            pairs += [(f"{prefix}/" if prefix else "", suffix) for suffix in part.suffix or ("",)]
+            pairs += filters(part)
     for bucket, pairs in inputs.items():
         yield Permission(f"{its.name}/{bucket}", its.name, bucket, account.id)
         yield BucketTrigger(

@@ -64,18 +64,20 @@ def in_order(resources: Iterable[Resource]) -> list[Resource]:
 
 
 def waits_for(plan: Plan) -> list[set[int]]:
-    """For each step, the indexes of the steps that must be done before it."""
+    """For each step, the indexes of the steps that must be done before it.
+
+    What is deleted beside a change goes last: until then something may still use it.
+    """
     index = {id_of(step.resource): n for n, step in enumerate(plan.steps)}
-    before: list[set[int]] = [set() for _ in plan.steps]
+    changes = {n for n, step in enumerate(plan.steps) if step.verb is not Verb.DELETE}
+    before = [set() if n in changes else set(changes) for n in range(len(plan.steps))]
     for n, step in enumerate(plan.steps):
-        for needed in needs(step.resource):
-            other = index.get(needed)
-            if other is None:
-                continue
-            if step.verb is Verb.DELETE:
+        others = {index[needed] for needed in needs(step.resource) if needed in index}
+        if n in changes:
+            before[n] |= others & changes
+        else:
+            for other in others - changes:
                 before[other].add(n)
-            else:
-                before[n].add(other)
     return before
 
 

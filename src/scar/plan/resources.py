@@ -160,8 +160,6 @@ class JobDefinition:
     gpus: int
     log_group: str
     region: str
-    platform: str = "EC2"
-    """EC2 or FARGATE."""
     environment: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,0 +1,369 @@
+"""Batch: compute environments, job queues, job definitions, jobs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scar.aws.account import Account
+from scar.aws.errors import speaking_to
+from scar.aws.waiting import retrying, until
+from scar.errors import CloudError
+from scar.plan.resources import ComputeEnvironment, JobDefinition, JobQueue
+
+if TYPE_CHECKING:
+    from types_boto3_batch.type_defs import JobDetailTypeDef
+
+DEFINITION_LIMIT_BYTES = 24 * 1024
+"""RegisterJobDefinition (Batch service quotas)."""
+
+ENDED = ("SUCCEEDED", "FAILED")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as Batch tells of it."""
+
+    id: str
+    name: str
+    status: str
+    exit_code: int | None
+    reason: str
+    log_streams: tuple[str, ...]
+    """One an attempt that has started, oldest first."""
+    log_group: str
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is SUCCEEDED or FAILED."""
+        return self.status in ENDED
+
+
+class ComputeEnvironments:
+    """Handler of `ComputeEnvironment`."""
+
+    def __init__(self, account: Account) -> None:
+        self._client = account.client("batch")
+
+    def read(self, name: str) -> ComputeEnvironment | None:
+        """The compute environment as it is, or None."""
+        its = self._describe(name)
+        if its is None:
+            return None
+        compute = its.get("computeResources", {})
+        return ComputeEnvironment(
+            name=name,
+            type=compute.get("type", ""),
+            max_vcpus=compute.get("maxvCpus", 0),
+            min_vcpus=compute.get("minvCpus", 0),
+            desired_vcpus=compute.get("desiredvCpus", 0),
+            instance_types=tuple(compute.get("instanceTypes", ())),
+            instance_role=compute.get("instanceRole", ""),
+            subnets=tuple(compute.get("subnets", ())),
+            security_group_ids=tuple(compute.get("securityGroupIds", ())),
+            service_role=_own_role(its.get("serviceRole", "")),
+            state=its.get("state", "ENABLED"),
+            tags=dict(its.get("tags", {})),
+        )
+
+    def create(self, wanted: ComputeEnvironment) -> None:
+        """Create the environment; returns when it is VALID.
+
+        Raises CloudError with Batch's own reason where it becomes INVALID.
+        """
+        role: Any = {"serviceRole": wanted.service_role} if wanted.service_role else {}
+        with speaking_to("batch"):
+            self._client.create_compute_environment(
+                computeEnvironmentName=wanted.name,
+                type="MANAGED",
+                state=_state(wanted.state),
+                computeResources=_compute(wanted),
+                tags=wanted.tags,
+                **role,
+            )
+        self._settle(wanted.name)
+
+    def update(self, wanted: ComputeEnvironment, found: ComputeEnvironment) -> None:
+        """Change state and tags; everything else is in the name."""
+        if wanted.state != found.state:
+            with speaking_to("batch"):
+                self._client.update_compute_environment(
+                    computeEnvironment=wanted.name, state=_state(wanted.state)
+                )
+            self._settle(wanted.name)
+        _tag(self._client, self._describe(wanted.name), "computeEnvironmentArn", wanted, found)
+
+    def delete(self, found: ComputeEnvironment) -> None:
+        """Disable and delete the environment; returns when it is gone."""
+        if self._describe(found.name) is None:
+            return
+        with speaking_to("batch"):
+            self._client.update_compute_environment(computeEnvironment=found.name, state="DISABLED")
+        self._settle(found.name)
+
+        def delete() -> None:
+            with speaking_to("batch"):
+                self._client.delete_compute_environment(computeEnvironment=found.name)
+
+        # Batch frees it of its queue some seconds after the queue is gone.
+        retrying(delete, _is_in_use, 120)
+        until(
+            lambda: self._describe(found.name) is None,
+            f"deleting compute environment '{found.name}'", "batch",
+        )  # fmt: skip
+
+    def _describe(self, name: str) -> Any:
+        with speaking_to("batch"):
+            answer = self._client.describe_compute_environments(computeEnvironments=[name])
+        return _living(answer["computeEnvironments"])
+
+    def _settle(self, name: str) -> None:
+        _settle(lambda: self._describe(name), f"compute environment '{name}'")
+
+
+class JobQueues:
+    """Handler of `JobQueue`."""
+
+    def __init__(self, account: Account) -> None:
+        self._client = account.client("batch")
+
+    def read(self, name: str) -> JobQueue | None:
+        """The job queue as it is, or None."""
+        its = self._describe(name)
+        if its is None:
+            return None
+        order = sorted(its["computeEnvironmentOrder"], key=lambda entry: entry["order"])
+        arn = order[0]["computeEnvironment"] if order else ""
+        return JobQueue(
+            name=name,
+            compute_environment=arn.rpartition("/")[2],
+            priority=its["priority"],
+            state=its["state"],
+            tags=dict(its.get("tags", {})),
+        )
+
+    def create(self, wanted: JobQueue) -> None:
+        """Create the queue; returns when it is VALID."""
+        with speaking_to("batch"):
+            self._client.create_job_queue(
+                jobQueueName=wanted.name, tags=wanted.tags, **_queue(wanted)
+            )
+        self._settle(wanted.name)
+
+    def update(self, wanted: JobQueue, found: JobQueue) -> None:
+        """Change the queue; returns when it is VALID again."""
+        if _queue(wanted) != _queue(found):
+            with speaking_to("batch"):
+                self._client.update_job_queue(jobQueue=wanted.name, **_queue(wanted))
+            self._settle(wanted.name)
+        _tag(self._client, self._describe(wanted.name), "jobQueueArn", wanted, found)
+
+    def delete(self, found: JobQueue) -> None:
+        """Disable and delete the queue; Batch ends the jobs in it. Returns when it is gone."""
+        if self._describe(found.name) is None:
+            return
+        with speaking_to("batch"):
+            self._client.update_job_queue(jobQueue=found.name, state="DISABLED")
+        self._settle(found.name)
+        with speaking_to("batch"):
+            self._client.delete_job_queue(jobQueue=found.name)
+        until(
+            lambda: self._describe(found.name) is None,
+            f"deleting job queue '{found.name}'", "batch",
+        )  # fmt: skip
+
+    def _describe(self, name: str) -> Any:
+        with speaking_to("batch"):
+            answer = self._client.describe_job_queues(jobQueues=[name])
+        return _living(answer["jobQueues"])
+
+    def _settle(self, name: str) -> None:
+        _settle(lambda: self._describe(name), f"job queue '{name}'")
+
+
+class JobDefinitions:
+    """Handler of `JobDefinition`: the latest active revision counts, the others are removed."""
+
+    def __init__(self, account: Account) -> None:
+        self._client = account.client("batch")
+
+    def read(self, name: str) -> JobDefinition | None:
+        """The latest active revision, or None."""
+        its = max(self._active(name), key=lambda one: one["revision"], default=None)
+        if its is None:
+            return None
+        container = its.get("containerProperties", {})
+        needs = {one["type"]: one["value"] for one in container.get("resourceRequirements", ())}
+        options = container.get("logConfiguration", {}).get("options", {})
+        return JobDefinition(
+            name=name,
+            image_uri=container.get("image", ""),
+            job_role_arn=container.get("jobRoleArn", ""),
+            vcpus=int(float(needs.get("VCPU", 0))),
+            memory_mib=int(needs.get("MEMORY", 0)),
+            gpus=int(needs.get("GPU", 0)),
+            log_group=options.get("awslogs-group", ""),
+            region=options.get("awslogs-region", ""),
+            environment={one["name"]: one["value"] for one in container.get("environment", ())},
+            tags=dict(its.get("tags", {})),
+        )
+
+    def create(self, wanted: JobDefinition) -> None:
+        """Register a revision.
+
+        Raises CloudError where it would be larger than Batch takes.
+        """
+        properties = _container(wanted)
+        size = len(json.dumps(properties))
+        if size > DEFINITION_LIMIT_BYTES:
+            raise CloudError(
+                "batch", "RegisterJobDefinition", "TooLarge",
+                f"job definition '{wanted.name}' has {size} bytes, {DEFINITION_LIMIT_BYTES} fit",
+            )  # fmt: skip
+        with speaking_to("batch"):
+            self._client.register_job_definition(
+                jobDefinitionName=wanted.name,
+                type="container",
+                containerProperties=properties,
+                platformCapabilities=["EC2"],
+                tags=wanted.tags,
+            )
+
+    def update(self, wanted: JobDefinition, found: JobDefinition) -> None:
+        """Register a revision, then deregister those before it: jobs submitted keep theirs."""
+        before = [one["jobDefinitionArn"] for one in self._active(wanted.name)]
+        self.create(wanted)
+        self._deregister(before)
+
+    def delete(self, found: JobDefinition) -> None:
+        """Deregister every revision."""
+        self._deregister([one["jobDefinitionArn"] for one in self._active(found.name)])
+
+    def _active(self, name: str) -> list[Any]:
+        with speaking_to("batch"):
+            pages = self._client.get_paginator("describe_job_definitions").paginate(
+                jobDefinitionName=name, status="ACTIVE"
+            )
+            return [one for page in pages for one in page["jobDefinitions"]]
+
+    def _deregister(self, arns: list[str]) -> None:
+        for arn in arns:
+            with speaking_to("batch"):
+                self._client.deregister_job_definition(jobDefinition=arn)
+
+
+def job(account: Account, job_id: str) -> Job | None:
+    """A job by its id, or None: Batch forgets jobs some days after they ended."""
+    with speaking_to("batch"):
+        jobs = account.client("batch").describe_jobs(jobs=[job_id])["jobs"]
+    return _job(jobs[0]) if jobs else None
+
+
+def has_jobs(account: Account, queue: str) -> bool:
+    """Whether any job of `queue` has not ended yet."""
+    states: Any = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
+    for state in states:
+        with speaking_to("batch"):
+            answer = account.client("batch").list_jobs(jobQueue=queue, jobStatus=state)
+        if answer["jobSummaryList"]:
+            return True
+    return False
+
+
+def _job(its: JobDetailTypeDef) -> Job:
+    container = its.get("container", {})
+    attempts = [one.get("container", {}) for one in its.get("attempts", [])]
+    streams = [one.get("logStreamName", "") for one in [*attempts, container]]
+    reasons = (container.get("reason"), its.get("statusReason"))
+    options = container.get("logConfiguration", {}).get("options", {})
+    return Job(
+        id=its["jobId"],
+        name=its["jobName"],
+        status=its["status"],
+        exit_code=container.get("exitCode"),
+        reason="; ".join(dict.fromkeys(one for one in reasons if one)),
+        log_streams=tuple(dict.fromkeys(one for one in streams if one)),
+        log_group=options.get("awslogs-group", ""),
+    )
+
+
+def _compute(wanted: ComputeEnvironment) -> Any:
+    # AWS's default, BEST_FIT, waits for one instance type and can never be updated.
+    best = "SPOT_PRICE_CAPACITY_OPTIMIZED" if wanted.type == "SPOT" else "BEST_FIT_PROGRESSIVE"
+    return {
+        "type": wanted.type,
+        "allocationStrategy": best,
+        "minvCpus": wanted.min_vcpus,
+        "maxvCpus": wanted.max_vcpus,
+        "desiredvCpus": wanted.desired_vcpus,
+        "instanceTypes": wanted.instance_types,
+        "instanceRole": wanted.instance_role,
+        "subnets": wanted.subnets,
+        "securityGroupIds": wanted.security_group_ids,
+    }
+
+
+def _queue(queue: JobQueue) -> dict[str, Any]:
+    order = [{"order": 1, "computeEnvironment": queue.compute_environment}]
+    return {
+        "state": queue.state,
+        "priority": queue.priority,
+        "computeEnvironmentOrder": order,
+    }
+
+
+def _container(wanted: JobDefinition) -> Any:
+    needs = {"VCPU": wanted.vcpus, "MEMORY": wanted.memory_mib, "GPU": wanted.gpus}
+    return {
+        "image": wanted.image_uri,
+        "command": [],
+        "jobRoleArn": wanted.job_role_arn,
+        "resourceRequirements": [{"type": k, "value": str(v)} for k, v in needs.items() if v],
+        "environment": [{"name": k, "value": v} for k, v in sorted(wanted.environment.items())],
+        "logConfiguration": {
+            "logDriver": "awslogs",
+            "options": {"awslogs-group": wanted.log_group, "awslogs-region": wanted.region},
+        },
+    }
+
+
+def _tag(client: Any, its: Mapping[str, Any] | None, arn: str, wanted: Any, found: Any) -> None:
+    if its is None or wanted.tags == found.tags:
+        return
+    with speaking_to("batch"):
+        if gone := [key for key in found.tags if key not in wanted.tags]:
+            client.untag_resource(resourceArn=its[arn], tagKeys=gone)
+        if wanted.tags:
+            client.tag_resource(resourceArn=its[arn], tags=wanted.tags)
+
+
+def _settle(describe: Callable[[], Any], what: str) -> None:
+    def is_valid() -> bool:
+        its = describe()
+        if its is None:
+            return False
+        if its["status"] == "INVALID":
+            raise CloudError("batch", "wait", "INVALID", f"{what}: {its.get('statusReason', '?')}")
+        return bool(its["status"] == "VALID")
+
+    until(is_valid, what, "batch")
+
+
+def _living(found: Any) -> Any:
+    """The one described, unless Batch is only still forgetting it."""
+    return next((one for one in found if one.get("status") != "DELETED"), None)
+
+
+def _own_role(arn: str) -> str:
+    """The service role we gave; not the service-linked one that AWS fills in."""
+    return "" if ":role/aws-service-role/" in arn else arn
+
+
+def _state(state: str) -> Any:
+    return state
+
+
+def _is_in_use(error: CloudError) -> bool:
+    return error.code == "ClientException" and "relationship" in str(error)

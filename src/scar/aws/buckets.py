@@ -1,0 +1,285 @@
+"""S3: buckets, their triggers, and the objects in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from scar.aws.account import Account
+from scar.aws.errors import is_absent, speaking_to
+from scar.aws.waiting import retrying
+from scar.errors import CloudError
+from scar.plan.resources import Bucket, BucketTrigger
+
+if TYPE_CHECKING:
+    from boto3.s3.transfer import TransferConfig
+    from types_boto3_s3.type_defs import LambdaFunctionConfigurationTypeDef
+
+TRANSFERS = 16
+"""Requests to S3 at a time, over all files of a command."""
+
+_CREATED: Literal["s3:ObjectCreated:*"] = "s3:ObjectCreated:*"
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object."""
+
+    key: str
+    size_bytes: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One file to upload, or one object to download; `on_bytes` hears of every part copied."""
+
+    path: Path
+    key: str
+    on_bytes: Callable[[int], None]
+
+
+class Buckets:
+    """Handler of `Bucket`."""
+
+    def __init__(self, account: Account) -> None:
+        self._client, self._region = account.client("s3"), account.region
+
+    def read(self, name: str) -> Bucket | None:
+        """The bucket, or None. Raises CloudError where it is somebody else's."""
+        try:
+            with speaking_to("s3"):
+                self._client.head_bucket(Bucket=name)
+        except CloudError as exc:
+            if is_absent(exc):
+                return None
+            if exc.code in ("403", "Forbidden"):
+                raise CloudError(
+                    "s3", "HeadBucket", exc.code, f"bucket `{name}` is not yours",
+                    "bucket names are shared by all of AWS: choose another",
+                ) from exc  # fmt: skip
+            raise
+        return Bucket(name)
+
+    def create(self, wanted: Bucket) -> None:
+        """Create the bucket in the account's region; ours already is as good."""
+        where: Any = {}
+        if self._region != "us-east-1":
+            where = {"CreateBucketConfiguration": {"LocationConstraint": self._region}}
+        try:
+            with speaking_to("s3"):
+                self._client.create_bucket(Bucket=wanted.name, **where)
+        except CloudError as exc:
+            if exc.code != "BucketAlreadyOwnedByYou":
+                raise
+
+    def update(self, wanted: Bucket, found: Bucket) -> None:
+        """Nothing: a bucket is its name."""
+
+    def delete(self, found: Bucket) -> None:
+        """Delete the bucket, which must be empty. No plan of ours does."""
+        with speaking_to("s3"):
+            self._client.delete_bucket(Bucket=found.name)
+
+
+class BucketTriggers:
+    """Handler of `BucketTrigger`.
+
+    A bucket has one document for all its notifications: ours are read, changed and written back
+    among everybody else's. Ours are known by id and function.
+    """
+
+    def __init__(self, account: Account) -> None:
+        self._account, self._client = account, account.client("s3")
+
+    def read(self, name: str) -> BucketTrigger | None:
+        """Our notifications of one bucket for one function, or None."""
+        bucket, _, function = name.partition("/")
+        try:
+            document = self._document(bucket)
+        except CloudError as exc:
+            if is_absent(exc):
+                return None
+            raise
+        ours = [entry for entry in _entries(document) if _is_ours(entry, function)]
+        if not ours:
+            return None
+        ours.sort(key=lambda entry: _number(entry.get("Id", "")))
+        return BucketTrigger(
+            name=name,
+            bucket=bucket,
+            function=function,
+            function_arn=ours[0]["LambdaFunctionArn"],
+            paths=tuple(map(_path, ours)),
+        )
+
+    def create(self, wanted: BucketTrigger) -> None:
+        """Add our notifications."""
+        ours = [_entry(wanted, n) for n in range(len(wanted.paths))]
+
+        def write() -> None:
+            self._write(wanted.bucket, wanted.function, ours)
+
+        # S3 tests the permission at once, which may not have reached it yet.
+        retrying(write, _permission_is_too_new, 30)
+
+    def update(self, wanted: BucketTrigger, found: BucketTrigger) -> None:
+        """Replace our notifications."""
+        self.create(wanted)
+
+    def delete(self, found: BucketTrigger) -> None:
+        """Remove our notifications."""
+        try:
+            self._write(found.bucket, found.function, [])
+        except CloudError as exc:
+            if not is_absent(exc):
+                raise
+
+    def _document(self, bucket: str) -> dict[str, Any]:
+        with speaking_to("s3"):
+            answer = self._client.get_bucket_notification_configuration(Bucket=bucket)
+        document: dict[str, Any] = dict(answer)
+        document.pop("ResponseMetadata")
+        return document
+
+    def _write(self, bucket: str, function: str, ours: Sequence[Any]) -> None:
+        # Two triggers of one bucket may be written by threads of one plan: one at a time.
+        with self._account.exclusive(f"notifications of {bucket}"):
+            document = self._document(bucket)
+            others = [entry for entry in _entries(document) if not _is_ours(entry, function)]
+            document["LambdaFunctionConfigurations"] = [*others, *ours]
+            changed: Any = document
+            with speaking_to("s3"):
+                self._client.put_bucket_notification_configuration(
+                    Bucket=bucket, NotificationConfiguration=changed
+                )
+
+
+def objects(account: Account, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
+    """Every object whose key starts with `prefix`, in the order of S3.
+
+    Raises CloudError; the code is NoSuchBucket where there is no such bucket.
+    """
+    with speaking_to("s3"):
+        pages = (
+            account.client("s3")
+            .get_paginator("list_objects_v2")
+            .paginate(Bucket=bucket, Prefix=prefix)
+        )
+        for page in pages:
+            for item in page.get("Contents", []):
+                yield ObjectInfo(item["Key"], item["Size"], item["LastModified"])
+
+
+def upload(account: Account, bucket: str, files: Iterable[Copy]) -> None:
+    """Store files as objects, many at a time; large ones in parts.
+
+    Raises CloudError at the first that fails; the others that have begun are finished or undone.
+    """
+    from boto3.s3.transfer import create_transfer_manager
+
+    with speaking_to("s3"), create_transfer_manager(account.client("s3"), _transfers()) as manager:
+        waiting = [
+            manager.upload(str(one.path), bucket, one.key, subscribers=_heard_by(one))
+            for one in files
+        ]
+        for future in waiting:
+            future.result()
+
+
+def download(account: Account, bucket: str, files: Iterable[Copy]) -> None:
+    """Fetch objects into files, many at a time; a file appears under its name when it is whole.
+
+    Raises CloudError at the first that fails.
+    """
+    from boto3.s3.transfer import create_transfer_manager
+
+    with speaking_to("s3"), create_transfer_manager(account.client("s3"), _transfers()) as manager:
+        waiting = [
+            manager.download(bucket, one.key, str(one.path), subscribers=_heard_by(one))
+            for one in files
+        ]
+        for future in waiting:
+            future.result()
+
+
+def _heard_by(one: Copy) -> list[Any]:
+    return [_Progress(one.on_bytes)]
+
+
+class _Progress:
+    """What s3transfer calls a subscriber."""
+
+    def __init__(self, on_bytes: Callable[[int], None]) -> None:
+        self._on_bytes = on_bytes
+
+    def on_progress(self, future: Any, bytes_transferred: int, **_: Any) -> None:
+        self._on_bytes(bytes_transferred)
+
+
+def _transfers() -> TransferConfig:
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(
+        multipart_threshold=16 << 20,
+        multipart_chunksize=8 << 20,
+        max_concurrency=TRANSFERS,
+        preferred_transfer_client="classic",
+    )
+
+
+def _entries(document: dict[str, Any]) -> list[LambdaFunctionConfigurationTypeDef]:
+    entries: list[LambdaFunctionConfigurationTypeDef] = document.get(
+        "LambdaFunctionConfigurations", []
+    )
+    return entries
+
+
+def _entry(trigger: BucketTrigger, n: int) -> LambdaFunctionConfigurationTypeDef:
+    prefix, suffix = trigger.paths[n]
+    rules: Any = [
+        {"Name": name, "Value": value}
+        for name, value in (("prefix", prefix), ("suffix", suffix))
+        if value
+    ]
+    entry: LambdaFunctionConfigurationTypeDef = {
+        "Id": _id(trigger.function, n),
+        "LambdaFunctionArn": trigger.function_arn,
+        "Events": [_CREATED],
+    }
+    if rules:
+        entry["Filter"] = {"Key": {"FilterRules": rules}}
+    return entry
+
+
+def _id(function: str, n: int) -> str:
+    """`scar-<function>`, then `scar-<function>.2`, …: a dot is in no function's name."""
+    return f"scar-{function}" if n == 0 else f"scar-{function}.{n + 1}"
+
+
+def _number(entry_id: str) -> int:
+    number = entry_id.rpartition(".")[2]
+    return int(number) if number.isdigit() else 1
+
+
+def _is_ours(entry: LambdaFunctionConfigurationTypeDef, function: str) -> bool:
+    name, _, number = entry.get("Id", "").partition(".")
+    return (
+        name == f"scar-{function}"
+        and (not number or number.isdigit())
+        and entry["LambdaFunctionArn"].endswith(f":function:{function}")
+    )
+
+
+def _path(entry: LambdaFunctionConfigurationTypeDef) -> tuple[str, str]:
+    its: Any = entry
+    rules = its.get("Filter", {}).get("Key", {}).get("FilterRules", [])
+    by_name = {rule.get("Name", "").lower(): rule.get("Value", "") for rule in rules}
+    return by_name.get("prefix", ""), by_name.get("suffix", "")
+
+
+def _permission_is_too_new(error: CloudError) -> bool:
+    return error.code == "InvalidArgument" and "validate the following destination" in str(error)

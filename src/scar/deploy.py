@@ -1,0 +1,296 @@
+"""Deploying and removing functions: decide first (`prepare…`), then do it (`carry_out`)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from scar import __version__
+from scar.apply import apply, observe
+from scar.aws.account import Account
+from scar.aws.batch import has_jobs
+from scar.aws.functions import buckets_of, not_deployed, owned, using
+from scar.aws.handlers import Handler, handlers
+from scar.aws.repositories import Push, remote, tags_of
+from scar.bundle import function_layer, runtime_layer
+from scar.errors import Diagnostic, FdlError, UserError
+from scar.fdl.schema import AwsFunction, Deployment
+from scar.images import reference
+from scar.images.archive import Archive
+from scar.images.derive import (
+    OCI_ARCHITECTURES,
+    Base,
+    Blob,
+    Layer,
+    content_tag,
+    defaults,
+    derive,
+    host_base,
+    is_host,
+)
+from scar.images.registry import Repository as RemoteRepository
+from scar.images.registry import Source, docker_login, push
+from scar.plan.desired import AccountFacts, ImageFacts, desired, function_config
+from scar.plan.diff import Plan, Step, to_reach, to_remove
+from scar.plan.limits import check
+from scar.plan.resources import (
+    CREATED_BY,
+    REPOSITORY,
+    TAG_CREATED_BY,
+    TAG_QUEUE,
+    BucketTrigger,
+    ComputeEnvironment,
+    Function,
+    Image,
+    JobDefinition,
+    JobQueue,
+    LogGroup,
+    Permission,
+    Resource,
+    ResourceId,
+    batch_log_group,
+    id_of,
+    lambda_log_group,
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan, and all that carrying it out takes."""
+
+    plan: Plan
+    warnings: tuple[Diagnostic, ...]
+    handlers: Mapping[str, Handler] = field(repr=False)
+    work: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    """Holds the layers until they are pushed; removed with this value."""
+
+
+def prepare(
+    deployment: Deployment, base_folder: Path, account: Account, tell: Callable[[str], None]
+) -> Prepared:
+    """What must be done so that `account` holds `deployment`. Changes nothing.
+
+    Scripts and archives are relative to `base_folder`. Raises FdlError, Missing, ImageError or
+    CloudError.
+    """
+    facts = account.facts()
+    diagnostics = check(deployment)
+    if any(one.severity == "error" for one in diagnostics):
+        raise FdlError(diagnostics)
+    work = tempfile.TemporaryDirectory(prefix="scar-")
+    builder = _Builder(account, facts, base_folder, Path(work.name), tell)
+    functions = deployment.functions.aws
+    with ThreadPoolExecutor(4) as pool:
+        built = list(pool.map(builder.build, functions))
+    images = {f.lambda_.name: b.facts for f, b in zip(functions, built, strict=True)}
+    pushes = {f"{REPOSITORY}:{b.tag}": b.push for b in built if b.push is not None}
+    resources = desired(deployment, images, facts)
+    keepers = handlers(account, pushes)
+    observed = observe([*map(id_of, resources), *_left_behind(deployment)], keepers)
+    wanted = {id_of(resource) for resource in resources}
+    extra = {rid: its for rid, its in observed.items() if rid not in wanted and _is_ours(its)}
+    steps = [
+        *to_reach(resources, observed).steps,
+        *to_remove(extra, "`execution_mode: lambda` has no use for it").steps,
+        *_unused_queues(account, keepers, observed.values(), wanted).steps,
+    ]
+    return Prepared(Plan(tuple(steps)), tuple(diagnostics), keepers, work)
+
+
+def prepare_removal(names: Sequence[str] | None, account: Account) -> Prepared:
+    """What must be deleted so that nothing of these functions is left; buckets stay.
+
+    None: every function the caller made with SCAR. Raises NotDeployed where a name stands for
+    nothing at all.
+    """
+    keepers = handlers(account)
+    mine = None if names is not None else list(owned(account))
+    wanted = list(dict.fromkeys(names if names is not None else mine or []))
+    tags = tags_of(account, REPOSITORY) if wanted else []
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda name: _all_of(account, name, tags, keepers), wanted))
+    missing = [name for name, its in zip(wanted, found, strict=True) if not its]
+    if missing:
+        raise not_deployed(account, missing[0])
+    observed = {rid: resource for its in found for rid, resource in its.items()}
+    queues = {
+        its[TAG_QUEUE]
+        for resource in observed.values()
+        if TAG_QUEUE in (its := getattr(resource, "tags", {}))
+    }
+    free = [q for q in sorted(queues) if not set(using(account, TAG_QUEUE, q)) - set(wanted)]
+    shared = observe(_queue_ids(free), keepers)
+    ours = {rid: its for rid, its in shared.items() if _is_ours(its)}
+    return Prepared(to_remove({**observed, **ours}, "removed with its function"), (), keepers)
+
+
+def carry_out(
+    prepared: Prepared, on_step: Callable[[Step, Literal["start", "done"]], None]
+) -> None:
+    """Run the plan. Raises ApplyError where a step fails; preparing again gives the rest."""
+    apply(prepared.plan, prepared.handlers, on_step)
+
+
+@dataclass(frozen=True)
+class _Built:
+    """One function's image: where it will be, and how to push it if it is ours."""
+
+    facts: ImageFacts
+    tag: str = ""
+    push: Push | None = None
+
+
+class _Builder:
+    """Builds layers and decides tags; nothing is pushed."""
+
+    def __init__(
+        self,
+        account: Account,
+        facts: AccountFacts,
+        base_folder: Path,
+        work: Path,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._account, self._facts, self._tell = account, facts, tell
+        self._base_folder, self._work = base_folder, work
+
+    def build(self, function: AwsFunction) -> _Built:
+        its = function.lambda_
+        architecture = its.architectures[0]
+        if not its.container.create_image:
+            prepared = its.container.image or ""
+            return _Built(ImageFacts(prepared, architecture, is_ours=False, supervisor=""))
+        source, base = self._base(function, OCI_ARCHITECTURES[architecture])
+        folder = self._work / its.name
+        folder.mkdir(exist_ok=True)
+        config = function_config(function, self._facts, defaults(base))
+        layers = [
+            function_layer(
+                config, self._path(its.init_script), self._path(its.extra_payload),
+                folder / "function.tar.gz",
+            )
+        ]  # fmt: skip
+        if not is_host(base):
+            layers.insert(0, runtime_layer(architecture))
+        tag = content_tag(its.name, base, layers)
+        uri = f"{self._facts.registry_host}/{REPOSITORY}:{tag}"
+        facts = ImageFacts(uri, architecture, is_ours=True, supervisor=__version__)
+        return _Built(facts, tag, _pusher(source, base, layers))
+
+    def _base(self, function: AwsFunction, architecture: str) -> tuple[Source, Base]:
+        container, name = function.lambda_.container, function.lambda_.name
+        if container.image == "host":
+            return _NoSource(), host_base(function.lambda_.architectures[0])
+        if container.image_file is not None:
+            path = self._base_folder / container.image_file
+            self._tell(f"reading image archive {container.image_file}")
+            folder = self._work / f"{name}-archive"
+            folder.mkdir()
+            archive = Archive(path, folder)
+            return archive, archive.base("", architecture)
+        image = container.image or ""
+        self._tell(f"reading image {image}")
+        ref = reference.parse(image)
+        repository = self._repository(ref, image)
+        return repository, repository.base(ref.version, architecture)
+
+    def _repository(self, ref: reference.Reference, image: str) -> RemoteRepository:
+        if ref.host == self._facts.registry_host:
+            return remote(self._account, ref.repository, image)
+        plain = ref.host.partition(":")[0] in ("localhost", "127.0.0.1")
+        return RemoteRepository(
+            ref.host, ref.repository, image, docker_login(ref.host), plain=plain
+        )
+
+    def _path(self, relative: str | None) -> Path | None:
+        return None if relative is None else self._base_folder / relative
+
+
+class _NoSource:
+    """Where the empty base's blobs come from: it has none."""
+
+    mounts: tuple[str, str] | None = None
+
+    def base(self, version: str, architecture: str) -> Base:
+        raise AssertionError("the empty base is not read")
+
+    def open(self, blob: Blob) -> BinaryIO:
+        raise AssertionError("the empty base has no blobs")
+
+
+def _pusher(source: Source, base: Base, layers: Sequence[Layer]) -> Push:
+    def store(to: RemoteRepository, tag: str) -> None:
+        push(derive(base, layers, __version__), source, base, layers, to, tag)
+
+    return store
+
+
+def _left_behind(deployment: Deployment) -> Iterable[ResourceId]:
+    """What a function in mode `lambda` keeps from its time in another mode."""
+    for function in deployment.functions.aws:
+        if function.lambda_.execution_mode == "lambda":
+            yield ResourceId(JobDefinition.kind, function.lambda_.name)
+
+
+def _unused_queues(
+    account: Account,
+    keepers: Mapping[str, Handler],
+    observed: Iterable[object],
+    wanted: Iterable[ResourceId],
+) -> Plan:
+    """The queues that these functions leave, when nobody uses them and no job waits there."""
+    names = {name for _, name in wanted}
+    mine = {f.name for f in observed if isinstance(f, Function)}
+    before = {f.tags.get(TAG_QUEUE, "") for f in observed if isinstance(f, Function)}
+    left = [
+        queue
+        for queue in sorted(before - names - {""})
+        if not set(using(account, TAG_QUEUE, queue)) - mine and not has_jobs(account, queue)
+    ]
+    return to_remove(observe(_queue_ids(left), keepers), "no function uses it any more")
+
+
+def _queue_ids(names: Iterable[str]) -> list[ResourceId]:
+    kinds = (JobQueue.kind, ComputeEnvironment.kind)
+    return [ResourceId(kind, name) for name in names for kind in kinds]
+
+
+def _all_of(
+    account: Account, name: str, image_tags: Sequence[str], keepers: Mapping[str, Handler]
+) -> dict[ResourceId, Resource]:
+    """Everything that belongs to one function, found from the account alone.
+
+    Raises UserError where the function is not SCAR's.
+    """
+    buckets = buckets_of(account, name)
+    ids = [
+        ResourceId(LogGroup.kind, lambda_log_group(name)),
+        ResourceId(LogGroup.kind, batch_log_group(name)),
+        ResourceId(Function.kind, name),
+        ResourceId(JobDefinition.kind, name),
+        *(ResourceId(Permission.kind, f"{name}/{bucket}") for bucket in buckets),
+        *(ResourceId(BucketTrigger.kind, f"{bucket}/{name}") for bucket in buckets),
+        *(ResourceId(Image.kind, f"{REPOSITORY}:{tag}") for tag in image_tags if _is_of(tag, name)),
+    ]
+    found = observe(ids, keepers)
+    function = found.get(ResourceId(Function.kind, name))
+    if function is not None and not _is_ours(function):
+        hint = f"it lacks the tag `{TAG_CREATED_BY}={CREATED_BY}`; delete it as you made it"
+        raise UserError(f"function `{name}` was not made by SCAR", hint)
+    return {rid: resource for rid, resource in found.items() if _is_ours(resource)}
+
+
+def _is_ours(resource: Resource) -> bool:
+    """Whether SCAR made it: by its tag, or by its name where the kind has no tags."""
+    tags: Mapping[str, str] | None = getattr(resource, "tags", None)
+    return tags is None or tags.get(TAG_CREATED_BY) == CREATED_BY
+
+
+def _is_of(tag: str, function: str) -> bool:
+    """Whether an image tag is `<function>-<16 hex digits>`."""
+    name, _, content = tag.rpartition("-")
+    return name == function and len(content) == 16
