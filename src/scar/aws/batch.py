@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scar.aws.account import Account
 from scar.aws.errors import speaking_to
+from scar.aws.log_groups import StoredEvent, events
 from scar.aws.waiting import retrying, until
 from scar.errors import CloudError
-from scar.plan.resources import ComputeEnvironment, JobDefinition, JobQueue
+from scar.plan.resources import ComputeEnvironment, JobDefinition, JobQueue, batch_log_group
 
 if TYPE_CHECKING:
     from types_boto3_batch.type_defs import JobDetailTypeDef
 
 DEFINITION_LIMIT_BYTES = 24 * 1024
 """RegisterJobDefinition (Batch service quotas)."""
+
+PAUSE_S = 1.0
+"""Between two looks at what is followed: AWS lets an account look a few times a second."""
+
+LOCAL_PAUSE_S = 0.2
 
 ENDED = ("SUCCEEDED", "FAILED")
 
@@ -259,6 +266,40 @@ def job(account: Account, job_id: str) -> Job | None:
     with speaking_to("batch"):
         jobs = account.client("batch").describe_jobs(jobs=[job_id])["jobs"]
     return _job(jobs[0]) if jobs else None
+
+
+def follow_job(account: Account, job_id: str, on_log: Callable[[str], None]) -> Job | None:
+    """Wait for a job, giving every line of its log to `on_log`; the job as it ended.
+
+    None where Batch does not know the job.
+    """
+    seen: set[str] = set()
+    has_ended = False
+    while True:
+        its = job(account, job_id)
+        if its is None:
+            return None
+        for event in log_of(account, its):
+            if event.id not in seen:
+                seen.add(event.id)
+                on_log(event.message.rstrip("\n"))
+        # On AWS the last lines arrive a moment after the job has ended: look once more.
+        if its.has_ended and (has_ended or account.is_local):
+            return its
+        has_ended = its.has_ended
+        time.sleep(pause_s(account))
+
+
+def log_of(account: Account, its: Job) -> Iterator[StoredEvent]:
+    """What a job has written so far, all attempts, oldest first."""
+    if its.log_streams:
+        group = its.log_group or batch_log_group(its.name)
+        yield from events(account, group, streams=its.log_streams)
+
+
+def pause_s(account: Account) -> float:
+    """How long to wait between two looks at a job or a log."""
+    return LOCAL_PAUSE_S if account.is_local else PAUSE_S
 
 
 def has_jobs(account: Account, queue: str) -> bool:

@@ -31,6 +31,7 @@ def speaking_to(service: str) -> Iterator[None]:
     """Turn what botocore raises into CloudError, or UserError where the set-up is wrong."""
     from boto3.exceptions import Boto3Error
     from botocore import exceptions as boto
+    from s3transfer.exceptions import RetriesExceededError
 
     try:
         yield
@@ -43,7 +44,7 @@ def speaking_to(service: str) -> Iterator[None]:
         raise UserError(str(exc), "list the profiles with `aws configure list-profiles`") from exc
     except boto.WaiterError as exc:
         raise CloudError(service, exc.kwargs["name"], "NotReady", _waited(exc)) from exc
-    except (boto.ParamValidationError, boto.BotoCoreError, Boto3Error) as exc:
+    except (boto.BotoCoreError, Boto3Error, RetriesExceededError) as exc:
         code, operation = type(exc).__name__, "call"
         raise CloudError(service, operation, code, " ".join(str(exc).split())) from exc
 
