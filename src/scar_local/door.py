@@ -16,10 +16,16 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from scar_local.http import Exchange
-from scar_local.protocol import Answer, ApiError, Call, codec, error_answer
-
-BODY_LIMIT = 32 << 20
-"""Bytes of a request that is read whole; above every limit of the APIs that we answer so."""
+from scar_local.protocol import (
+    BODY_LIMIT,
+    Answer,
+    ApiError,
+    Call,
+    codec,
+    error_answer,
+    read_whole,
+    too_large,
+)
 
 MODELS = {
     "batch": "batch",
@@ -105,7 +111,7 @@ class Door:
                 exchange.path,
                 exchange.raw_query,
                 exchange.headers,
-                whole_body(exchange),
+                _whole_body(exchange),
             )
             _reply(exchange, codec(MODELS[service]).serve(self._services[service], call, region))
         elif service in LATER:
@@ -142,34 +148,18 @@ def scope(exchange: Exchange) -> tuple[str, str]:
     return match[2], match[1] or "us-east-1"
 
 
-def whole_body(exchange: Exchange) -> bytes:
-    """The request's body, unpacked. Raises ApiError (413) beyond BODY_LIMIT."""
-    parts: list[bytes] = []
-    size = 0
-    while data := exchange.body.read(min(1 << 20, BODY_LIMIT + 1 - size)):
-        parts.append(data)
-        size += len(data)
-        if size > BODY_LIMIT:
-            raise _too_large()
-    body = b"".join(parts)
-    if exchange.headers.get("Content-Encoding") == "gzip":
-        return _unpacked(body)
-    return body
-
-
-def _unpacked(body: bytes) -> bytes:
+def _whole_body(exchange: Exchange) -> bytes:
+    body = read_whole(exchange.body)
+    if exchange.headers.get("Content-Encoding") != "gzip":
+        return body
     unpacker = zlib.decompressobj(wbits=31)
     try:
         data = unpacker.decompress(body, BODY_LIMIT + 1)
     except zlib.error as exc:
         raise ApiError("SerializationException", f"the body is not gzip: {exc}") from exc
     if len(data) > BODY_LIMIT:
-        raise _too_large()
+        raise too_large()
     return data
-
-
-def _too_large() -> ApiError:
-    return ApiError("RequestEntityTooLarge", f"requests end at {BODY_LIMIT} bytes", 413)
 
 
 def _protocol(exchange: Exchange, service: str) -> str:

@@ -33,6 +33,9 @@ from botocore.validate import ParamValidator
 ACCOUNT_ID = "000000000000"
 """The one account of every local cloud."""
 
+BODY_LIMIT = 32 << 20
+"""Bytes of a request that is read whole; above every limit of the APIs that we answer so."""
+
 INVALID = {
     "batch": "ClientException",
     "ecr": "InvalidParameterException",
@@ -62,6 +65,30 @@ class ApiError(Exception):
     def __init__(self, code: str, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.code, self.message, self.status = code, message, status
+
+
+class Source(Protocol):
+    """What a body is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes, none at the end."""
+
+
+def read_whole(source: Source) -> bytes:
+    """The whole body. Raises ApiError (413) beyond BODY_LIMIT."""
+    parts: list[bytes] = []
+    left = BODY_LIMIT + 1
+    while left and (data := source.read(min(left, 1 << 20))):
+        parts.append(data)
+        left -= len(data)
+    if not left:
+        raise too_large()
+    return b"".join(parts)
+
+
+def too_large() -> ApiError:
+    """The error that refuses a body beyond BODY_LIMIT."""
+    return ApiError("RequestEntityTooLarge", f"requests end at {BODY_LIMIT} bytes", 413)
 
 
 class Headers(Protocol):
