@@ -104,7 +104,7 @@ class FunctionConfig:
     inputs: tuple[ObjectPath, ...] = ()
     outputs: tuple[ObjectPath, ...] = ()
     stages_in: bool = True
-    """False: the input object is not downloaded (`file_stage_in: true` in the reference's words)."""
+    """False: the input object is not downloaded (the reference's `file_stage_in: true`)."""
     job_queue: str = ""
     """Name of the queue for delegated events; empty in mode `lambda`."""
     job_definition: str = ""
@@ -128,10 +128,7 @@ def load_config(text: str) -> FunctionConfig:
         if data.pop("format") != FORMAT:
             raise ValueError(f"function config has another format than {FORMAT}")
         for key in ("inputs", "outputs"):
-            data[key] = tuple(
-                ObjectPath(**{k: tuple(v) if isinstance(v, list) else v for k, v in path.items()})
-                for path in data[key]
-            )
+            data[key] = tuple(_object_path(path) for path in data[key])
         image = data["image"]
         data["image"] = ImageDefaults(
             tuple(image["entrypoint"]), tuple(image["command"]), image["environment"]
@@ -139,3 +136,8 @@ def load_config(text: str) -> FunctionConfig:
         return FunctionConfig(**data)
     except (KeyError, TypeError, AttributeError) as exc:
         raise ValueError(f"not a function config: {exc!r}") from exc
+
+
+def _object_path(data: dict[str, Any]) -> ObjectPath:
+    lists = {k: tuple(v) for k, v in data.items() if isinstance(v, list)}
+    return ObjectPath(**{**data, **lists})

@@ -1,0 +1,197 @@
+"""The Lambda runtime: three calls over the Runtime API, one event after the other."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from scar_supervisor import contract, events
+from scar_supervisor.faults import ConfigFault, Fault, ScriptTimedOut
+from scar_supervisor.log import Log
+from scar_supervisor.script import Limits
+from scar_supervisor.storage import Storages
+from scar_supervisor.supervise import Function, Supervisor, Turn, load_function, work_of
+from scar_supervisor.transport import BROKEN, Origin, Reply
+
+VERSION_PATH = "/2018-06-01/runtime"
+
+KEPT_OUTPUT_BYTES = 4_400_000
+"""An answer has at most 6 MB (6,291,556 bytes); base64 makes four bytes of three."""
+
+GRACE_S = 2.0
+
+
+def run(environ: Mapping[str, str], log: Log) -> int:
+    """Answer events until the platform ends this process; the exit code."""
+    api = RuntimeApi(environ["AWS_LAMBDA_RUNTIME_API"])
+    try:
+        function = load_function(environ)
+    except ConfigFault as fault:
+        log.error(str(fault))
+        api.fail_to_start(fault)
+        return contract.EXIT_CONFIG
+    runtime = Runtime(function, environ, Log(function.config.log_level))
+    while True:
+        try:
+            invocation = api.next()
+        except BROKEN as exc:
+            log.debug(f"the Runtime API is gone: {exc}")
+            return 0
+        try:
+            answer = runtime.answer(invocation)
+        except Fault as fault:
+            log.error(f"{type(fault).__name__}: {fault}")
+            api.fail(invocation.request_id, type(fault).__name__, fault.report)
+        except Exception as exc:
+            import traceback
+
+            log.error(traceback.format_exc())
+            api.fail(invocation.request_id, "SupervisorError", f"{type(exc).__name__}: {exc}")
+        else:
+            api.respond(invocation.request_id, answer)
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One event as the Runtime API gives it; `deadline_ms` since 1970."""
+
+    request_id: str
+    deadline_ms: int
+    raw: bytes
+    trace_id: str | None = None
+
+
+class RuntimeApi:
+    """The Runtime API at `host:port`."""
+
+    def __init__(self, address: str) -> None:
+        # `next` waits for as long as no event comes.
+        self._origin = Origin(f"http://{address}", timeout_s=None)
+
+    def next(self) -> Invocation:
+        """Wait for the next event. Raises one of transport.BROKEN when the API is gone."""
+        reply = self._ask("GET", "/invocation/next")
+        if reply.status != 200:
+            raise ConnectionError(f"HTTP status {reply.status} to next")
+        headers = reply.headers
+        return Invocation(
+            headers["lambda-runtime-aws-request-id"],
+            int(headers.get("lambda-runtime-deadline-ms") or 0),
+            reply.body,
+            headers.get("lambda-runtime-trace-id"),
+        )
+
+    def respond(self, request_id: str, answer: Mapping[str, object]) -> None:
+        """The invocation succeeded."""
+        self._ask("POST", f"/invocation/{request_id}/response", json.dumps(answer).encode())
+
+    def fail(self, request_id: str, kind: str, message: str) -> None:
+        """The invocation failed."""
+        self._report(f"/invocation/{request_id}/error", kind, message)
+
+    def fail_to_start(self, fault: Fault) -> None:
+        """The function can answer no event at all."""
+        self._report("/init/error", type(fault).__name__, fault.report)
+
+    def _report(self, path: str, kind: str, message: str) -> None:
+        body = {"errorType": kind, "errorMessage": message, "stackTrace": []}
+        headers = {
+            "Content-Type": "application/vnd.aws.lambda.error+json",
+            "Lambda-Runtime-Function-Error-Type": kind,
+        }
+        self._ask("POST", path, json.dumps(body).encode(), headers)
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        all_headers = {
+            "Host": self._origin.netloc,
+            "User-Agent": "scar-supervisor",
+            **(headers or {}),
+        }
+        return self._origin.exchange(method, VERSION_PATH + path, all_headers, body)
+
+
+class Runtime:
+    """Answers invocations of one function in its execution mode."""
+
+    def __init__(self, function: Function, environ: Mapping[str, str], log: Log) -> None:
+        self._config, self._environ, self._log = function.config, environ, log
+        self._storages = Storages(environ)
+        self._supervisor = Supervisor(function, environ, self._storages, log)
+
+    def answer(self, invocation: Invocation) -> dict[str, object]:
+        """What Invoke's caller gets. Raises a Fault where the event fails."""
+        event = work_of(events.parse(invocation.raw), self._log)
+        if event is None:
+            return self._answered(invocation, b"")
+        if self._config.execution_mode == "batch":
+            return self._delegated(invocation, event)
+        try:
+            output = self._supervisor.supervise(event, self._turn(invocation))
+        except ScriptTimedOut as fault:
+            if self._config.execution_mode != "lambda-batch":
+                raise
+            self._log.warning(str(fault))
+            return self._delegated(invocation, event)
+        return self._answered(invocation, output)
+
+    def _turn(self, invocation: Invocation) -> Turn:
+        left_s = invocation.deadline_ms / 1000 - time.time()
+        threshold_s = float(self._config.timeout_threshold_s)
+        if threshold_s >= left_s:
+            self._log.warning(
+                f"`timeout_threshold` of {threshold_s:g} s leaves nothing of the {left_s:.1f} s "
+                "of this invocation: the script gets 80 % of it"
+            )
+            threshold_s = left_s * 0.2
+        limits = Limits(
+            deadline=time.monotonic() + left_s - threshold_s,
+            grace_s=min(GRACE_S, threshold_s / 4),
+            stop_grace_s=stop_grace_s(self._environ),
+            keep_bytes=KEPT_OUTPUT_BYTES,
+        )
+        return Turn(invocation.request_id, limits=limits, trace_id=invocation.trace_id)
+
+    def _delegated(self, invocation: Invocation, event: events.Event) -> dict[str, object]:
+        # Only here: most functions never delegate, and OpenSSL's library takes time to load.
+        from scar_supervisor.delegate import Batch
+
+        batch = Batch(self._environ, self._storages)
+        job_id = batch.submit(self._config, event.text, invocation.request_id)
+        self._log.info(f"delegated to Batch job {job_id}")
+        text = (
+            "Job delegated to batch.\nCheck batch logs with:\n"
+            f"  scar log -n {self._config.name} -ri {job_id}\n"
+        )
+        return self._answered(invocation, text.encode(), {contract.JOB_ID_HEADER: job_id})
+
+    def _answered(
+        self, invocation: Invocation, output: bytes, headers: Mapping[str, str] | None = None
+    ) -> dict[str, object]:
+        return {
+            "statusCode": 200,
+            "headers": {
+                "amz-lambda-request-id": invocation.request_id,
+                "amz-log-group-name": self._environ.get("AWS_LAMBDA_LOG_GROUP_NAME", ""),
+                "amz-log-stream-name": self._environ.get("AWS_LAMBDA_LOG_STREAM_NAME", ""),
+                **(headers or {}),
+            },
+            "body": base64.b64encode(output).decode(),
+            "isBase64Encoded": True,
+        }
+
+
+def stop_grace_s(environ: Mapping[str, str]) -> float:
+    """Seconds between SIGTERM and SIGKILL for the script when the platform ends us."""
+    try:
+        return max(0.0, float(environ.get("SCAR_STOP_GRACE_S", "")))
+    except ValueError:
+        return Limits.stop_grace_s

@@ -1,0 +1,192 @@
+"""One event, start to end: stage in, run, stage out. Nothing is kept for the next event."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from scar_supervisor import contract, environment, program, scratch, script, staging
+from scar_supervisor.contract import FunctionConfig, load_config
+from scar_supervisor.events import Event, InputObject
+from scar_supervisor.faults import ConfigFault, ScriptFailed, ScriptTimedOut, Stopped
+from scar_supervisor.log import Log
+from scar_supervisor.scratch import Scratch
+from scar_supervisor.script import Limits, Outcome
+from scar_supervisor.storage import Storages, check_providers
+
+
+@dataclass(frozen=True)
+class Function:
+    """What runs here: its config, and the directory with its script and extra payload."""
+
+    config: FunctionConfig
+    directory: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One event's circumstances."""
+
+    request_id: str
+    limits: Limits
+    in_job: bool = False
+    trace_id: str | None = None
+
+
+def load_function(environ: Mapping[str, str]) -> Function:
+    """The function of this image. Raises ConfigFault where its config cannot be used."""
+    directory = environ.get(contract.FUNCTION_DIR_VARIABLE, contract.FUNCTION_DIR)
+    path = os.path.join(directory, contract.CONFIG_NAME)
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = load_config(file.read())
+    except (OSError, ValueError) as exc:
+        raise ConfigFault(f"{path}: {exc}") from exc
+    check_providers(config)
+    return Function(config, directory)
+
+
+def work_of(event: Event, log: Log) -> Event | None:
+    """The event without objects that nobody works on; None where nothing is left."""
+    objects = tuple(item for item in event.objects if not item.is_folder_marker)
+    for item in event.objects:
+        if item.is_folder_marker:
+            log.info(f"`{item.key}` only marks a folder: nothing to do for it")
+    if event.objects and not objects:
+        return None
+    return replace(event, objects=objects)
+
+
+class Supervisor:
+    """Runs the function for one event after the other."""
+
+    def __init__(
+        self, function: Function, environ: Mapping[str, str], storages: Storages, log: Log
+    ) -> None:
+        self._function, self._environ = function, environ
+        self._storages, self._log = storages, log
+        self._adopts = False
+
+    def supervise(self, event: Event, turn: Turn) -> bytes:
+        """Run the script once for each object of the event, in order; its output, joined.
+
+        Raises a Fault at the first run that fails, Stopped when the platform ends us.
+        """
+        self._adopt_orphans()
+        output = bytearray()
+        for item in event.objects or (None,):
+            keep = max(0, turn.limits.keep_bytes - len(output))
+            limits = replace(turn.limits, keep_bytes=keep)
+            outcome = self._run_once(event, item, replace(turn, limits=limits))
+            output += outcome.head
+            if keep and outcome.output_bytes > len(outcome.head):
+                output += (
+                    f"\n[the output has {outcome.output_bytes:,} bytes, more than an answer can "
+                    f"hold: these are the first {len(outcome.head):,}, the log has all]\n"
+                ).encode()
+        return bytes(output)
+
+    def _run_once(self, event: Event, item: InputObject | None, turn: Turn) -> Outcome:
+        with scratch.fresh(self._environ, self._log) as directories:
+            input_path = self._stage_in(event, item, directories, turn)
+            given = self._given(event, item, directories, turn)
+            given["INPUT_FILE_PATH"] = input_path
+            variables = environment.for_script(
+                self._environ, self._function.config, turn.in_job, given, event.variables
+            )
+            for name in sorted(event.variables.keys() - variables.keys()):
+                self._log.warning(f"query parameter {name!r} is not given to the script")
+            config, root = self._function.config, directories.root
+            argv = program.command_line(event, config, self._function.directory, root)
+            outcome = self._run(argv, variables, turn.limits)
+            copies = staging.stage_out(config, directories.output, self._storages, self._log)
+            self._log.info(f"staged out {copies} files")
+            return outcome
+
+    def _stage_in(
+        self, event: Event, item: InputObject | None, directories: Scratch, turn: Turn
+    ) -> str:
+        """Put the event's input in place; the path of it, or of the empty directory."""
+        if item is not None and self._function.config.stages_in:
+            started = time.monotonic()
+            path = staging.stage_in(item, directories.input, self._storages, turn.limits.deadline)
+            size, elapsed_s = os.stat(path).st_size, time.monotonic() - started
+            self._log.info(
+                f"staged in {item.provider}://{item.bucket}/{item.key} "
+                f"({size:,} bytes, {elapsed_s:.2f} s)"
+            )
+            return path
+        if item is None and event.body is not None:
+            path = os.path.join(directories.input, event.body_name)
+            with open(path, "xb") as file:
+                file.write(event.body)
+            return path
+        return directories.input
+
+    def _given(
+        self, event: Event, item: InputObject | None, directories: Scratch, turn: Turn
+    ) -> dict[str, str]:
+        """The variables that describe this run."""
+        given = {
+            "TMP_INPUT_DIR": directories.input,
+            "TMP_OUTPUT_DIR": directories.output,
+            "EVENT": event.text,
+            "REQUEST_ID": turn.request_id,
+            contract.REQUEST_ID_VARIABLE: turn.request_id,
+            "AWS_LAMBDA_FUNCTION_NAME": self._function.config.name,
+            "INSTANCE_IP": _instance_ip(),
+        }
+        if item is not None:
+            given["STORAGE_OBJECT_KEY"] = item.key
+            given["EVENT_TIME"] = item.time
+        if self._function.config.has_extra_payload:
+            folder = os.path.join(self._function.directory, contract.EXTRA_PAYLOAD_NAME)
+            given["EXTRA_PAYLOAD"] = folder
+        if turn.trace_id:
+            given["_X_AMZN_TRACE_ID"] = turn.trace_id
+        if not environment.fits("EVENT", event.text):
+            given["EVENT_FILE"] = os.path.join(directories.root, "event.json")
+            with open(given["EVENT_FILE"], "x", encoding="utf-8") as file:
+                file.write(given.pop("EVENT"))
+            self._log.warning(
+                f"the event has {len(event.text):,} characters, too many for a variable: "
+                "it is in the file $EVENT_FILE instead of $EVENT"
+            )
+        return given
+
+    def _run(self, argv: tuple[str, ...], variables: Mapping[str, str], limits: Limits) -> Outcome:
+        outcome = script.run(argv, variables, limits, self._log.write)
+        if outcome.left_behind:
+            self._log.warning(f"{outcome.left_behind} processes of the script would not end")
+        if outcome.stopped:
+            self._log.warning(f"stopped by the platform after {outcome.elapsed_s:.1f} s")
+            raise Stopped
+        if outcome.timed_out:
+            raise ScriptTimedOut(outcome.elapsed_s, outcome.tail)
+        if outcome.exit_code:
+            raise ScriptFailed(outcome.exit_code, outcome.tail)
+        self._log.info(f"the script is done after {outcome.elapsed_s:.2f} s")
+        return outcome
+
+    def _adopt_orphans(self) -> None:
+        if self._adopts:
+            return
+        try:
+            script.adopt_orphans()
+        except (OSError, ImportError) as exc:
+            self._log.warning(f"processes that leave the script's group may survive it: {exc}")
+        self._adopts = True
+
+
+def _instance_ip() -> str:
+    """This machine's address towards others; connecting a datagram socket sends nothing."""
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("10.255.255.255", 9))
+            return str(probe.getsockname()[0])
+        except OSError:  # no network but loopback
+            return "127.0.0.1"
