@@ -1,4 +1,4 @@
-"""An engine without containers: every command is a real process with exactly the given variables."""
+"""An engine without containers: a command is a real process, with exactly the given variables."""
 
 from __future__ import annotations
 

@@ -1,163 +1,25 @@
-"""Batch over the wire: boto3 and the real Logs service, jobs as real processes."""
+"""Jobs over the wire: boto3 and the real Logs service, containers as real processes."""
 
 from __future__ import annotations
 
 import os
 import shlex
-import threading
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
-from botocore.exceptions import ClientError
 
-from scar_local.batch import Batch
-from scar_local.batch_limits import Limits
-from scar_local.door import scope
-from scar_local.http import Exchange, Server
-from scar_local.logs import Logs
-from scar_local.protocol import Call, codec
-from scar_local.scheduler import Host
-from scar_local.store import Store
-from tests.doubles.job_engine import JobEngine
-
-TIMEOUT_S = 10
-FINISHED = ("SUCCEEDED", "FAILED")
-
-
-class World:
-    """One Batch on a data directory, its clients and the engine under it."""
-
-    def __init__(self, directory: Path, limits: Limits) -> None:
-        self.store = Store(directory)
-        self.logs, self.engine = Logs(self.store), JobEngine()
-        self.batch = Batch(self.store, self.engine, self.logs, lambda: "http://here:1", limits)
-        self.server = Server(0, self._answer)
-        url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        session = boto3.Session("local", "local", region_name="eu-west-1")
-        once = Config(retries={"total_max_attempts": 1})
-        self.client: Any = session.client("batch", endpoint_url=url, config=once)
-        self.log_client: Any = session.client("logs", endpoint_url=url, config=once)
-
-    def _answer(self, exchange: Exchange) -> None:
-        service, region = scope(exchange)
-        implementation = {"batch": self.batch, "logs": self.logs}[service]
-        body = exchange.body.read()
-        headers: Any = exchange.headers
-        call = Call(exchange.method, exchange.path, exchange.raw_query, headers, body)
-        answer = codec(service).serve(implementation, call, region)
-        exchange.reply(answer.status, answer.body, answer.headers)
-
-    def set_up(self, max_vcpus: int = 4) -> None:
-        """A compute environment `ce`, a queue `jq`."""
-        self.client.create_compute_environment(
-            computeEnvironmentName="ce", type="MANAGED", computeResources=resources(max_vcpus)
-        )
-        self.client.create_job_queue(
-            jobQueueName="jq", priority=1, computeEnvironmentOrder=[order("ce")]
-        )
-
-    def register(self, script: str = "true", name: str = "jd", **more: Any) -> str:
-        """The ARN of a new revision of a definition that runs a shell script."""
-        container = a_container(script, **more.pop("container", {}))
-        answer = self.client.register_job_definition(
-            jobDefinitionName=name, type="container", containerProperties=container, **more
-        )
-        return str(answer["jobDefinitionArn"])
-
-    def submit(self, definition: str = "jd", **more: Any) -> str:
-        answer = self.client.submit_job(
-            jobName="job", jobQueue="jq", jobDefinition=definition, **more
-        )
-        return str(answer["jobId"])
-
-    def run(self, script: str, **more: Any) -> dict[str, Any]:
-        """The finished job that ran a shell script."""
-        self.register(script, **more.pop("definition", {}))
-        return self.finished(self.submit(**more))
-
-    def job(self, job_id: str) -> dict[str, Any]:
-        job: dict[str, Any] = self.client.describe_jobs(jobs=[job_id])["jobs"][0]
-        return job
-
-    def finished(self, job_id: str) -> dict[str, Any]:
-        return self.when(job_id, lambda job: job["status"] in FINISHED)
-
-    def when(self, job_id: str, ready: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        until = time.monotonic() + TIMEOUT_S
-        while not ready(job := self.job(job_id)):
-            assert time.monotonic() < until, job
-            time.sleep(0.01)
-        return job
-
-    def running(self, job_id: str) -> dict[str, Any]:
-        return self.when(job_id, lambda job: job["status"] == "RUNNING")
-
-    def log(self, job: dict[str, Any], group: str = "/aws/batch/job") -> list[str]:
-        answer = self.log_client.get_log_events(
-            logGroupName=group,
-            logStreamName=job["container"]["logStreamName"],
-            startFromHead=True,
-        )
-        return [event["message"] for event in answer["events"]]
-
-
-def resources(max_vcpus: int = 4, **more: Any) -> dict[str, Any]:
-    return {
-        "type": "EC2",
-        "minvCpus": 0,
-        "maxvCpus": max_vcpus,
-        "instanceTypes": ["optimal"],
-        "instanceRole": "ecsInstanceRole",
-        "subnets": ["subnet-local"],
-        "securityGroupIds": ["sg-local"],
-        **more,
-    }
-
-
-def order(environment: str) -> dict[str, Any]:
-    return {"order": 1, "computeEnvironment": environment}
-
-
-def needs(vcpus: int = 1, memory_mib: int = 64, gpus: int = 0) -> list[dict[str, str]]:
-    asked = {"VCPU": vcpus, "MEMORY": memory_mib, "GPU": gpus}
-    return [{"type": kind, "value": str(value)} for kind, value in asked.items() if value]
-
-
-def a_container(script: str = "true", **more: Any) -> dict[str, Any]:
-    command = ["sh", "-c", script]
-    return {"image": "any:1", "command": command, "resourceRequirements": needs(), **more}
-
-
-Opener = Callable[..., AbstractContextManager[World]]
+from tests.doubles.batch_world import TIMEOUT_S, Opener, World, needs, opener
 
 
 @pytest.fixture
 def open_world(tmp_path: Path) -> Opener:
-    """Opens the cloud on the test's directory; a second time: the cloud after a restart."""
-
-    @contextmanager
-    def opened(start: bool = True, **limits: Any) -> Iterator[World]:
-        defaults = {"stop_grace_s": 0.5, "host": Host(4, 8000)}
-        world = World(tmp_path, Limits(**{**defaults, **limits}))
-        with world.server:
-            thread = threading.Thread(target=world.server.serve_forever, daemon=True)
-            thread.start()
-            if start:
-                world.batch.start()
-            try:
-                yield world
-            finally:
-                world.batch.stop()
-                world.server.shutdown()
-                thread.join()
-
-    return opened
+    return opener(tmp_path)
 
 
 @pytest.fixture
@@ -165,10 +27,6 @@ def world(open_world: Opener) -> Iterator[World]:
     with open_world(min_timeout_s=1) as opened:
         opened.set_up()
         yield opened
-
-
-def code_of(failure: pytest.ExceptionInfo[ClientError]) -> str:
-    return failure.value.response["Error"]["Code"]
 
 
 def test_a_job_that_exits_0_succeeds_and_its_log_is_in_cloudwatch(world: World) -> None:
@@ -535,3 +393,44 @@ def test_fifty_jobs_at_once_all_run(world: World) -> None:
     ids = [world.submit() for _ in range(50)]
 
     assert {world.finished(job_id)["status"] for job_id in ids} == {"SUCCEEDED"}
+
+
+UNTIL_KILLED = """
+import sys, threading
+from pathlib import Path
+from tests.doubles.batch_world import opener
+with opener(Path(sys.argv[1]))() as world:
+    world.set_up()
+    world.register("echo $$ > pid; echo up; sleep 60")
+    ids = [world.submit(), world.submit(retryStrategy={"attempts": 2})]
+    for job in ids:
+        world.running(job)
+    print(*ids, flush=True)
+    threading.Event().wait()
+"""
+
+
+def test_after_kill_9_no_job_is_forgotten(open_world: Opener, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    script = UNTIL_KILLED.replace("> pid", f">> {tmp_path}/pids")
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True
+    )
+    with daemon:
+        assert daemon.stdout
+        once, again = daemon.stdout.readline().split()
+        daemon.kill()
+    until = time.monotonic() + TIMEOUT_S
+    while len(left := (tmp_path / "pids").read_text().split()) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    for pid in left:  # real engines see to it that their containers die with the daemon
+        os.killpg(int(pid), signal.SIGKILL)
+
+    with open_world() as world:
+        lost = world.job(once)
+        assert lost["status"] == "FAILED"
+        assert "terminated." in lost["attempts"][0]["statusReason"]
+        job = world.running(again)
+        assert len(job["attempts"]) == 1
+        assert world.engine.specs[0].environment["AWS_BATCH_JOB_ATTEMPT"] == "2"
