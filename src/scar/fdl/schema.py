@@ -57,7 +57,7 @@ def _region(value: str) -> str:
 
 
 def _bucket(value: str) -> str:
-    if why := _bucket_fault(value):
+    if why := bucket_fault(value):
         raise ValueError(why)
     return value
 
@@ -66,7 +66,7 @@ def _object_path(value: str) -> str:
     if "://" in value:
         raise ValueError(f"must be `bucket/prefix` without `{value.split('://')[0]}://`")
     bucket, _, prefix = value.partition("/")
-    if why := _bucket_fault(bucket):
+    if why := bucket_fault(bucket):
         raise ValueError(why)
     parts = prefix.strip("/").split("/") if prefix.strip("/") else []
     if "" in parts or prefix.startswith("/"):
@@ -76,7 +76,7 @@ def _object_path(value: str) -> str:
     return value
 
 
-def _bucket_fault(name: str) -> str:
+def bucket_fault(name: str) -> str:
     """Why `name` is no bucket name (S3 user guide, bucket naming rules), or an empty text."""
     if not name:
         return "must start with a bucket, as in `bucket/prefix`"

@@ -1,0 +1,433 @@
+"""The command line: flags to options and to a layer of settings.
+
+Loaded by every command, `--help` and `--version` too: nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from scar import __version__
+from scar.errors import Diagnostic, FdlError, Place, UserError
+
+Loc = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """One command as typed."""
+
+    command: str
+    """`init`, …, `local start`."""
+    values: argparse.Namespace
+    """The flags that are about the command itself."""
+    settings: Mapping[str, Any]
+    """The flags that are settings, in the shape of scar.cfg."""
+    flags: Mapping[Loc, str]
+    """Which flag made which setting."""
+
+
+class _Setting(NamedTuple):
+    short: str
+    long: str
+    path: tuple[str, ...]
+    metavar: str | None
+    """None: a switch."""
+    help: str
+    kind: str = "one"
+    """one, file, list, variables, bucket."""
+
+
+_DEFINITION = (
+    _Setting(
+        "-s",
+        "--init-script",
+        ("lambda", "init_script"),
+        "FILE",
+        "script of every invocation",
+        "file",
+    ),
+    _Setting("-d", "--description", ("lambda", "description"), "TEXT", "what the function does"),
+    _Setting(
+        *("-e", "--environment", ("lambda", "container", "environment", "Variables")),
+        *("VAR=VAL", "variable of the script; repeatable", "variables"),
+    ),
+    _Setting(
+        *("-le", "--lambda-environment", ("lambda", "environment", "Variables")),
+        *("VAR=VAL", "variable of the Lambda function itself; repeatable", "variables"),
+    ),
+    _Setting("-m", "--memory", ("lambda", "memory"), "MB", "128 to 10240; default 512"),
+    _Setting("-t", "--timeout", ("lambda", "timeout"), "SECONDS", "1 to 900; default 300"),
+    _Setting(
+        *("-tt", "--timeout-threshold", ("lambda", "container", "timeout_threshold"), "SECONDS"),
+        "part of the timeout kept back for staging out; default 10",
+    ),
+    _Setting("-ll", "--log-level", ("lambda", "log_level"), "LEVEL", "of the supervisor"),
+    _Setting("-l", "--layers", ("lambda", "layers"), "ARN", "ignored: images have none", "list"),
+    _Setting(
+        *("-ib", "--input-bucket", ("lambda", "input"), "BUCKET[/PREFIX]"),
+        *("its new objects trigger the function", "bucket"),
+    ),
+    _Setting(
+        *("-ob", "--output-bucket", ("lambda", "output"), "BUCKET[/PREFIX]"),
+        *("where the output goes", "bucket"),
+    ),
+    _Setting(
+        *("-em", "--execution-mode", ("lambda", "execution_mode"), "MODE"),
+        "lambda, lambda-batch or batch; default lambda",
+    ),
+    _Setting("-r", "--iam-role", ("iam", "role"), "ARN", "execution role; not needed locally"),
+    _Setting(
+        *("-sv", "--supervisor-version", ("lambda", "supervisor", "version"), "VERSION"),
+        "ignored: the supervisor comes with SCAR",
+    ),
+    _Setting("-rt", "--runtime", ("lambda", "runtime"), "NAME", "ignored: always an image"),
+    _Setting("-bm", "--batch-memory", ("batch", "memory"), "MIB", "of a job; default 1024"),
+    _Setting("-bc", "--batch-vcpus", ("batch", "vcpus"), "COUNT", "of a job; default 1"),
+    _Setting("-g", "--enable-gpu", ("batch", "enable_gpu"), None, "one GPU for each job"),
+    _Setting(
+        *("-ep", "--extra-payload", ("lambda", "extra_payload"), "PATH"),
+        *("file or folder added to the image, at $EXTRA_PAYLOAD", "file"),
+    ),
+    _Setting("-ph", "--preheat", ("lambda", "preheat"), None, "invoke once after deploying"),
+    _Setting(
+        *("-db", "--deployment-bucket", ("lambda", "deployment", "bucket"), "BUCKET"),
+        "for events too large to travel inline",
+    ),
+    _Setting(
+        *("-api", "--api-gateway-name", ("api_gateway", "name"), "NAME"),
+        "an HTTP endpoint: not in this version yet",
+    ),
+)
+_IMAGE = _Setting(
+    "-i", "--image", ("lambda", "container", "image"), "IMAGE", "image in a registry, or `host`"
+)
+_IMAGE_FILE = _Setting(
+    *("-if", "--image-file", ("lambda", "container", "image_file"), "FILE"),
+    *("an archive of `docker save`", "file"),
+)
+_NAME = _Setting("-n", "--name", ("lambda", "name"), "NAME", "name of the function")
+_PROFILE = _Setting(
+    *("-pf", "--profile", ("lambda", "boto_profile"), "NAME", "profile of the AWS credentials")
+)
+_SETTINGS = (*_DEFINITION, _IMAGE, _IMAGE_FILE, _NAME, _PROFILE)
+
+_SUMMARIES = {
+    "init": "deploy functions, or update them",
+    "run": "invoke a function and show its output",
+    "put": "upload a file or folder into a bucket",
+    "get": "download objects of a bucket",
+    "ls": "list functions, or a bucket's objects",
+    "log": "show a function's log, and its jobs'",
+    "rm": "remove functions and what belongs to them",
+    "local": "the local cloud: start, stop, status, reset",
+}
+_EXAMPLES = {
+    "init": "scar init -f video.yaml\n  scar --local init -n cow -i host -s cow.sh --plan",
+    "run": "scar run -n cow\n  scar run -n cow -s other.sh\n  scar run -n cow ls -la /tmp",
+    "put": "scar put -b video/input -p seq1.avi",
+    "get": "scar get -b video/output -p results",
+    "ls": "scar ls\n  scar ls -b video/output",
+    "log": "scar log -n split --follow\n  scar log -f video.yaml -n split -ri 6f1c…",
+    "rm": "scar rm -f video.yaml\n  scar rm -n cow --plan",
+    "local": "scar local status\n  scar local reset --yes",
+}
+_NOT_YET = {
+    "invoke": "`invoke` comes with API Gateway support, which is not in this version yet",
+}
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """What was typed.
+
+    Raises UserError or FdlError where it makes no command, SystemExit after --help and --version.
+    """
+    parser = _parser()
+    values, rest = parser.parse_known_args(list(argv))
+    if values.command is None:
+        raise UserError("no command given", "`scar --help` lists the commands")
+    command = values.command
+    if rest:
+        raise _unknown(rest[0], values.parser, command)
+    if command == "local":
+        command = f"local {values.action}"
+    _check(command, values)
+    settings, flags = _settings(values)
+    return Options(command, values, settings, flags)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose faults are UserErrors, told like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, f"`{self.prog} --help` shows the flags and an example")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        if action.dest == "command" and value in _NOT_YET:
+            raise UserError(_NOT_YET[value])
+        names = [str(choice) for choice in action.choices]
+        near = difflib.get_close_matches(str(value), names, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"one of {', '.join(names)}"
+        raise UserError(f"unknown command `{value}`", hint)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="scar",
+        description="Run containers on AWS Lambda and AWS Batch, or on this machine.",
+        epilog="`scar COMMAND --help` shows a command's flags and an example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=None)
+    parser.add_argument("--version", action="version", version=f"SCAR {__version__}")
+    _add_everywhere(parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for name, summary in _SUMMARIES.items():
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"example:\n  {_EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(parser=sub)
+        _add_everywhere(sub)
+        sub.add_argument("-j", "--json", action="store_true", help="JSON instead of text")
+        _ADD[name](sub)
+    return parser
+
+
+def _add_everywhere(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--local",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="on the local cloud of this machine instead of AWS",
+    )
+    _add(parser, _PROFILE)
+
+
+def _add(group: Any, setting: _Setting) -> None:
+    options: dict[str, Any] = {"dest": setting.long, "default": argparse.SUPPRESS}
+    if setting.metavar is None:
+        options["action"] = "store_true"
+    else:
+        options["metavar"] = setting.metavar
+        options["action"] = "append" if setting.kind in ("list", "variables") else "store"
+    group.add_argument(setting.short, setting.long, help=setting.help, **options)
+
+
+def _add_fdl(group: Any, help_text: str = "describes the functions (FDL, YAML)") -> None:
+    group.add_argument("-f", "--conf-file", metavar="FILE", help=help_text)
+
+
+def _add_init(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    _add_fdl(source)
+    _add(source, _IMAGE)
+    _add(source, _IMAGE_FILE)
+    _add(parser, _NAME)
+    for setting in _DEFINITION:
+        _add(parser, setting)
+    parser.add_argument("--plan", action="store_true", help="show what would be done; do nothing")
+    _add_verbose(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    _add(parser, _NAME)
+    _add_fdl(parser)
+    parser.add_argument("-s", "--run-script", metavar="FILE", help="instead of the init script")
+    parser.add_argument(
+        "-ib",
+        "--input-bucket",
+        metavar="BUCKET[/PREFIX]",
+        help="once for each object: not in this version yet",
+    )
+    parser.add_argument("--all", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "-a", "--asynchronous", action="store_true", help="do not wait for the output"
+    )
+    parser.add_argument("-o", "--output-file", metavar="FILE", help="write the output there")
+    _add_verbose(parser)
+    parser.add_argument(
+        "arguments",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND …",
+        help="run in the container instead of the script",
+    )
+
+
+def _add_put(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-b", "--bucket", required=True, metavar="BUCKET[/PREFIX]", help="where to")
+    parser.add_argument("-p", "--path", required=True, metavar="PATH", help="a file or folder")
+
+
+def _add_get(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-b", "--bucket", required=True, metavar="BUCKET[/PREFIX]", help="which objects"
+    )
+    parser.add_argument("-p", "--path", required=True, metavar="PATH", help="folder for them")
+
+
+def _add_ls(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-b", "--bucket", metavar="BUCKET[/PREFIX]", help="its objects instead")
+    _add_verbose(parser)
+
+
+def _add_log(parser: argparse.ArgumentParser) -> None:
+    _add(parser, _NAME)
+    _add_fdl(parser)
+    parser.add_argument("-ls", "--log-stream-name", metavar="NAME", help="this stream only")
+    parser.add_argument(
+        "-ri", "--request-id", metavar="ID", help="of one invocation or one Batch job"
+    )
+    parser.add_argument("--follow", action="store_true", help="go on with what is written from now")
+
+
+def _add_rm(parser: argparse.ArgumentParser) -> None:
+    _add(parser, _NAME)
+    _add_fdl(parser)
+    parser.add_argument("-a", "--all", action="store_true", help="all functions of yours")
+    parser.add_argument("--plan", action="store_true", help="show what would be done; do nothing")
+    _add_verbose(parser)
+
+
+def _add_local(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action",
+        choices=("start", "stop", "status", "reset"),
+        help="reset deletes all its data: functions, objects, logs",
+    )
+    parser.add_argument("--yes", action="store_true", help="reset: yes, delete it")
+
+
+def _add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-v", "--verbose", action="store_true", help=argparse.SUPPRESS)
+
+
+_ADD = {
+    "init": _add_init,
+    "run": _add_run,
+    "put": _add_put,
+    "get": _add_get,
+    "ls": _add_ls,
+    "log": _add_log,
+    "rm": _add_rm,
+    "local": _add_local,
+}
+
+
+def _unknown(flag: str, parser: argparse.ArgumentParser, command: str) -> UserError:
+    if not flag.startswith("-"):
+        return UserError(
+            f"unexpected argument `{flag}`", f"`scar {command} --help` shows the flags"
+        )
+    known = [name for action in parser._actions for name in action.option_strings]
+    near = difflib.get_close_matches(flag.split("=")[0], known, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"`scar {command} --help` shows the flags"
+    if command == "run" and not near:
+        hint = "put `--` before a command for the container"
+    return UserError(f"unknown flag `{flag}`", hint)
+
+
+def _check(command: str, values: argparse.Namespace) -> None:
+    """What argparse cannot say about one command's flags."""
+    if getattr(values, "verbose", False):
+        raise UserError("`--verbose` is not in this version of SCAR yet", "use `--json`")
+    named = [
+        flag
+        for flag, given in (
+            ("-n", hasattr(values, _NAME.long)),
+            ("-f", getattr(values, "conf_file", None) is not None),
+            ("-a", command == "rm" and values.all),
+        )
+        if given
+    ]
+    if command in ("run", "log", "rm") and not named:
+        every = ", or `-a` for all of yours" if command == "rm" else ""
+        raise UserError(
+            f"`scar {command}` needs to know the function", f"add `-n NAME` or `-f FILE`{every}"
+        )
+    if "-a" in named and len(named) > 1:
+        raise UserError(f"`-a` means all functions, `{named[0]}` some", "keep one of them")
+    if command == "run":
+        _check_run(values)
+
+
+def _check_run(values: argparse.Namespace) -> None:
+    if values.all or values.input_bucket is not None:
+        flag = "--all" if values.all else "--input-bucket"
+        raise UserError(
+            f"`scar run {flag}` is not in this version of SCAR yet",
+            "`scar put` an object into the input bucket: that triggers the function",
+        )
+    if values.arguments[:1] == ["--"]:
+        del values.arguments[0]
+    if values.asynchronous and values.output_file is not None:
+        raise UserError("`-o` needs the output, `-a` does not wait for it", "keep one of them")
+
+
+def _settings(values: argparse.Namespace) -> tuple[dict[str, Any], dict[Loc, str]]:
+    """The settings among the flags, in the shape of scar.cfg, and which flag made which."""
+    settings: dict[str, Any] = {}
+    flags: dict[Loc, str] = {}
+    faults: list[Diagnostic] = []
+    for setting in _SETTINGS:
+        given = getattr(values, setting.long, None)
+        if given is not None:
+            value = _value(setting, given, faults)
+            _put(settings, flags, ("aws", *setting.path), value, setting.long)
+    if getattr(values, "local", False):
+        _put(settings, flags, ("scar", "target"), "local", "--local")
+    if faults:
+        raise FdlError(faults)
+    return settings, flags
+
+
+def _value(setting: _Setting, given: Any, faults: list[Diagnostic]) -> Any:
+    if setting.kind == "file":
+        # Flags are relative to the working folder, keys of an FDL file to that file's.
+        return str(Path(given).absolute())
+    if setting.kind == "bucket":
+        return [{"storage_provider": "s3", "path": given}]
+    if setting.kind != "variables":
+        return given
+    variables: dict[str, str] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            what = "no `=`" if not sign else "no name"
+            faults.append(
+                Diagnostic(
+                    f"`{text}` has {what}", place=Place(setting.long), hint="write it as VAR=value"
+                )
+            )
+        variables[name] = value
+    return variables
+
+
+def _put(
+    settings: dict[str, Any], flags: dict[Loc, str], path: tuple[str, ...], value: Any, flag: str
+) -> None:
+    here = settings
+    for key in path[:-1]:
+        here = here.setdefault(key, {})
+    here[path[-1]] = value
+    for loc in _locs(path, value):
+        flags[loc] = flag
+
+
+def _locs(loc: Loc, value: Any) -> list[Loc]:
+    children: list[tuple[str | int, Any]] = []
+    if isinstance(value, dict):
+        children = list(value.items())
+    elif isinstance(value, list):
+        children = list(enumerate(value))
+    return [loc, *(inner for key, child in children for inner in _locs((*loc, key), child))]

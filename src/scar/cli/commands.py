@@ -1,0 +1,407 @@
+"""One function a command: options in, the work handed down, the result handed to `render`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scar import config, deploy, invoke, local, logs, storage
+from scar.aws.account import Account, Target, connect
+from scar.aws.functions import list_functions
+from scar.cli import render
+from scar.cli.arguments import Options
+from scar.errors import (
+    ApplyError,
+    Diagnostic,
+    FdlError,
+    FunctionFailed,
+    Missing,
+    NotDeployed,
+    Place,
+    UserError,
+)
+from scar.fdl.load import load
+from scar.fdl.rules import FUNCTION_RULES, FunctionRule
+from scar.fdl.schema import AwsFunction, Deployment, Functions, bucket_fault
+from scar.fdl.source import Layer, Sources
+from scar.plan.diff import Step, Verb
+from scar.plan.resources import Function
+
+_NAME = ("aws", "lambda", "name")
+
+
+def run_command(options: Options) -> None:
+    """Do what was typed. Raises ScarError where it cannot be done."""
+    _COMMANDS[options.command](options)
+
+
+def init(options: Options) -> None:
+    """Deploy, or update what is deployed."""
+    described = _described(options, FUNCTION_RULES, checks_files=True)
+    deployment = _only(described.deployment, described.name)
+    account = _account_of(deployment)
+    prepared = deploy.prepare(deployment, described.base, account, render.talk)
+    render.warnings(prepared.warnings)
+    steps, as_json = prepared.plan.steps, options.values.json
+    if options.values.plan:
+        render.plan(steps, as_json=as_json)
+        return
+    file = options.values.conf_file
+    undo = f"`scar rm -f {file}`" if file else f"`scar rm -n {_names(deployment)[0]}`"
+    with _told_how_to_go_on(undo), render.stepping(len(steps)) as on_step:
+        deploy.carry_out(prepared, on_step)
+    _preheat(account, deployment, steps)
+    names = _names(deployment)
+    render.deployed(names, steps, _following(deployment), as_json=as_json)
+
+
+def run(options: Options) -> None:
+    """Invoke one function and show its output."""
+    values, script = options.values, None
+    if values.run_script is not None:
+        script = _script(Path(values.run_script), values.run_script)
+    name, account, function = _one_function(options)
+    asynchronous = values.asynchronous
+    if function is not None:
+        asynchronous = asynchronous or function.lambda_.asynchronous
+        if script is None and function.lambda_.run_script is not None:
+            named = function.lambda_.run_script
+            script = _script(Path(values.conf_file).parent / named, named)
+    output = Path(values.output_file) if values.output_file is not None else None
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise UserError(f"cannot write the output to `{output}`", "name a file in a folder that is")
+    result = invoke.run(
+        account,
+        name,
+        script=script,
+        arguments=values.arguments,
+        asynchronous=asynchronous,
+        on_delegated=lambda job: render.talk(f"delegated to Batch job {job}"),
+        on_log=render.log_line,
+    )
+    if asynchronous:
+        render.launched(name, result, as_json=values.json)
+        return
+    if output is not None:
+        output.write_bytes(result.output)
+    render.ran(result, as_json=values.json, shows_output=output is None)
+
+
+def put(options: Options) -> None:
+    """Upload a file or folder."""
+    path, bucket = Path(options.values.path), _bucket_path(options)
+    if not path.exists():
+        raise Missing(f"no file or folder `{path}`", "give the path of an existing one")
+    with render.transferring() as on_progress:
+        done = storage.put(_account(options), bucket, path, on_progress)
+    render.transfers(done, as_json=options.values.json)
+
+
+def get(options: Options) -> None:
+    """Download a bucket's objects."""
+    path, bucket = Path(options.values.path), _bucket_path(options)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"`{path}` is a file", "give a folder for the objects")
+    with render.transferring() as on_progress:
+        done = storage.get(_account(options), bucket, path, on_progress)
+    render.transfers(done, as_json=options.values.json)
+
+
+def ls(options: Options) -> None:
+    """List functions, or a bucket's objects."""
+    if options.values.bucket is not None:
+        bucket = _bucket_path(options)
+        found = storage.list_objects(_account(options), bucket)
+        render.objects(found, as_json=options.values.json)
+    else:
+        render.functions(list_functions(_account(options)), as_json=options.values.json)
+
+
+def log(options: Options) -> None:
+    """Show a function's log, and its jobs'."""
+    values = options.values
+    name, account, _ = _one_function(options)
+    read = logs.follow if values.follow else logs.read
+    events = read(account, name, stream=values.log_stream_name, request_id=values.request_id)
+    for event in events:
+        render.log_event(event, as_json=values.json)
+
+
+def rm(options: Options) -> None:
+    """Remove functions and what belongs to them."""
+    values = options.values
+    names: list[str] | None = None
+    if values.all:
+        account = _account(options)
+        names = [info.name for info in list_functions(account)]
+        prepared = deploy.prepare_removal(None, account)
+    elif values.conf_file is not None:
+        described = _described(options, ())
+        deployment = _only(described.deployment, described.name)
+        account = _account_of(deployment)
+        names = _deployed(_names(deployment), account)
+        prepared = deploy.prepare_removal(names, account)
+    else:
+        account, names = _account(options), [_named(options)]
+        prepared = deploy.prepare_removal(names, account)
+    steps = prepared.plan.steps
+    if values.plan:
+        render.plan(steps, as_json=values.json)
+        return
+    with _told_how_to_go_on(None), render.stepping(len(steps)) as on_step:
+        deploy.carry_out(prepared, on_step)
+    render.removed(names, steps, as_json=values.json)
+
+
+def local_start(options: Options) -> None:
+    """Start the local cloud, unless it runs."""
+    data = local.data_folder()
+    local.ensure(data, render.talk)
+    render.cloud(local.status(data), str(data), as_json=options.values.json)
+
+
+def local_stop(options: Options) -> None:
+    """Stop the local cloud; its data stays."""
+    stopped = local.stop(local.data_folder())
+    text = "the local cloud is stopped" if stopped else "the local cloud was not running"
+    render.said(text, {"Stopped": stopped}, as_json=options.values.json)
+
+
+def local_status(options: Options) -> None:
+    """Whether the local cloud runs, where, and on which engine."""
+    data = local.data_folder()
+    render.cloud(local.status(data), str(data), as_json=options.values.json)
+
+
+def local_reset(options: Options) -> None:
+    """Stop the local cloud and delete all its data."""
+    data = local.data_folder()
+    if not options.values.yes:
+        raise UserError(
+            f"this would delete everything in the local cloud: `{data}`", "add `--yes` to do it"
+        )
+    deleted = local.reset(data)
+    text = f"deleted everything in `{data}`" if deleted else f"there is nothing in `{data}`"
+    render.said(text, {"Deleted": deleted, "Data": str(data)}, as_json=options.values.json)
+
+
+_COMMANDS: dict[str, Callable[[Options], None]] = {
+    "init": init,
+    "run": run,
+    "put": put,
+    "get": get,
+    "ls": ls,
+    "log": log,
+    "rm": rm,
+    "local start": local_start,
+    "local stop": local_stop,
+    "local status": local_status,
+    "local reset": local_reset,
+}
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What an FDL file, or the flags of `init`, describe."""
+
+    deployment: Deployment
+    base: Path
+    """The folder that scripts are relative to."""
+    name: str | None
+    """The function picked with `-n` beside `-f`."""
+
+
+def _described(
+    options: Options, rules: Sequence[FunctionRule], *, checks_files: bool = False
+) -> _Described:
+    file = options.values.conf_file
+    read = _config()
+    fdl = config.read_fdl(Path(file)) if file is not None else None
+    flags = Layer(options.settings, _places(options))
+    name = None
+    if fdl is not None:
+        # Beside -f, -n picks a function; it does not name one.
+        name = _given_name(options)
+        flags = _without_name(flags)
+    base = Path(file).absolute().parent if file is not None else Path.cwd()
+    if checks_files:
+        rules = (*rules, config.files_exist(base))
+    loaded = load(Sources(read, fdl, config.read_environment(), flags), rules)
+    render.warnings(loaded.warnings)
+    if file is not None and not loaded.deployment.functions.aws:
+        raise UserError(f"`{file}` describes no functions", "list them under `functions: {aws: …}`")
+    names = _names(loaded.deployment)
+    if name is not None and name not in names:
+        raise UserError(f"no function `{name}` in `{file}`", f"it has: {', '.join(names)}")
+    return _Described(loaded.deployment, base, name)
+
+
+def _one_function(options: Options) -> tuple[str, Account, AwsFunction | None]:
+    """The function that `run` and `log` are about, and where it is."""
+    file = options.values.conf_file
+    if file is None:
+        return _named(options), _account(options), None
+    described = _described(options, ())
+    deployment = _only(described.deployment, described.name)
+    names = _names(deployment)
+    if len(names) > 1:
+        raise UserError(
+            f"`{file}` describes {len(names)} functions", f"add `-n NAME`: {', '.join(names)}"
+        )
+    return names[0], _account_of(deployment), deployment.functions.aws[0]
+
+
+def _account(options: Options) -> Account:
+    """The account for commands without an FDL: only where to go is taken from scar.cfg."""
+    read = _config()
+    aws = read.data.get("aws")
+    if isinstance(aws, dict):
+        its = aws.get("lambda")
+        kept: Any = its
+        if isinstance(its, dict):
+            kept = {key: its[key] for key in ("boto_profile", "region") if key in its}
+        read = replace(read, data={**read.data, "aws": {"lambda": kept} if "lambda" in aws else {}})
+    flags = Layer(options.settings, _places(options))
+    given = options.settings.get("aws", {}).get("lambda", {})
+    flags = replace(flags, data={**flags.data, "aws": {"lambda": {"name": "any", **given}}})
+    loaded = load(Sources(read, None, config.read_environment(), flags), ())
+    return _account_of(loaded.deployment)
+
+
+def _account_of(deployment: Deployment) -> Account:
+    part = deployment.functions.aws[0].lambda_
+    kind = deployment.scar.target
+    if kind == "local":
+        region = part.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        url = local.ensure(local.data_folder(), render.talk)
+        return connect(Target("local", url, None, region))
+    # AWS's own order (AWS_PROFILE, then `default`) decides where no profile is asked for.
+    profile = part.boto_profile if part.boto_profile != "default" else None
+    return connect(Target("aws", None, profile, part.region))
+
+
+def _config() -> Layer:
+    read = config.read_config()
+    render.warnings(read.warnings)
+    return read.layer
+
+
+def _places(options: Options) -> dict[tuple[str | int, ...], Place]:
+    return {loc: Place(flag) for loc, flag in options.flags.items()}
+
+
+def _given_name(options: Options) -> str | None:
+    name = options.settings.get("aws", {}).get("lambda", {}).get("name")
+    return str(name) if name is not None else None
+
+
+def _named(options: Options) -> str:
+    name = _given_name(options)
+    assert name is not None, "arguments.parse asks for a name or a file"
+    return name
+
+
+def _without_name(flags: Layer) -> Layer:
+    aws = flags.data.get("aws", {})
+    part = {key: value for key, value in aws.get("lambda", {}).items() if key != "name"}
+    return replace(flags, data={**flags.data, "aws": {**aws, "lambda": part}})
+
+
+def _only(deployment: Deployment, name: str | None) -> Deployment:
+    if name is None:
+        return deployment
+    kept = tuple(f for f in deployment.functions.aws if f.lambda_.name == name)
+    return deployment.model_copy(update={"functions": Functions(aws=kept)})
+
+
+def _names(deployment: Deployment) -> list[str]:
+    return [function.lambda_.name for function in deployment.functions.aws]
+
+
+def _deployed(names: list[str], account: Account) -> list[str]:
+    """Those of a file's functions that are there: `rm -f` also undoes a half-done `init`.
+
+    Raises NotDeployed where none is.
+    """
+    found: list[str] = []
+    absent: NotDeployed | None = None
+    for name in names:
+        try:
+            deploy.prepare_removal([name], account)
+        except NotDeployed as exc:
+            absent = absent or exc
+        else:
+            found.append(name)
+    if absent is not None and not found:
+        raise absent
+    return found
+
+
+def _script(path: Path, named: str) -> bytes:
+    if path.is_dir():
+        raise UserError(f"`{named}` is a folder, not a script")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise Missing(f"no file `{named}`", f"looked for `{path.absolute()}`") from exc
+    except OSError as exc:
+        raise UserError(f"cannot read `{named}`: {(exc.strerror or str(exc)).lower()}") from exc
+
+
+def _bucket_path(options: Options) -> str:
+    given = str(options.values.bucket)
+    why = bucket_fault(given.partition("/")[0])
+    if "://" in given:
+        why = f"must be `bucket/prefix` without `{given.split('://')[0]}://`"
+    if why:
+        raise FdlError([Diagnostic(f"bucket {why}", place=Place("--bucket"))])
+    return given
+
+
+def _preheat(account: Account, deployment: Deployment, steps: Sequence[Step]) -> None:
+    changed = {
+        step.resource.name
+        for step in steps
+        if isinstance(step.resource, Function) and step.verb is not Verb.DELETE
+    }
+    for function in deployment.functions.aws:
+        name = function.lambda_.name
+        if not function.lambda_.preheat or name not in changed:
+            continue
+        render.talk(f"preheating function '{name}'")
+        try:
+            invoke.run(
+                account,
+                name,
+                script=None,
+                arguments=(),
+                asynchronous=False,
+                on_delegated=lambda job: None,
+                on_log=lambda line: None,
+            )
+        except FunctionFailed as exc:
+            hint = "it is deployed all the same"
+            render.warnings([Diagnostic(f"preheating: {exc}", hint=hint, severity="warning")])
+
+
+def _following(deployment: Deployment) -> str:
+    """The command to try after `init`."""
+    where = "--local " if deployment.scar.target == "local" else ""
+    for function in deployment.functions.aws:
+        for path in function.lambda_.input:
+            return f"scar {where}put -b {path.path} -p FILE"
+    return f"scar {where}run -n {_names(deployment)[0]}"
+
+
+@contextmanager
+def _told_how_to_go_on(undo: str | None) -> Iterator[None]:
+    try:
+        yield
+    except ApplyError as exc:
+        hint = "run the same command again to continue"
+        exc.hint = exc.hint or (f"{hint}, or {undo} to undo" if undo else hint)
+        raise

@@ -1,0 +1,444 @@
+"""All that is shown: data on stdout, talk on stderr; as text for a person, as JSON for a program.
+
+The only module that prints. rich is imported only where a progress bar is really shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import threading
+import traceback
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from scar.errors import ApplyError, Diagnostic, FdlError, FunctionFailed, ScarError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+    from scar.aws.buckets import ObjectInfo
+    from scar.aws.functions import FunctionInfo
+    from scar.invoke import RunResult
+    from scar.local import Status
+    from scar.logs import LogEvent
+    from scar.plan.diff import Step
+    from scar.storage import Progress, Transfer
+
+DEBUG_VARIABLE = "SCAR_DEBUG"
+
+_DONE = {"create": "created", "update": "updated", "delete": "deleted"}
+_COLUMNS = ("NAME", "MEMORY", "TIME", "IMAGE_ID", "API_URL", "SUPERVISOR_VERSION")
+_WIDEST_LINE = 160
+
+
+def prepare_streams() -> None:
+    """Odd names must not end a command: what the terminal cannot show is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def diagnostic(d: Diagnostic) -> str:
+    """One fault the way compilers tell it: what, where, the line itself, how to mend it."""
+    out = [f"{d.severity}: {d.summary}"]
+    if d.place:
+        out.append(f"  --> {d.place}" + (f"  {d.path}" if d.path else ""))
+        out += _source_lines(d)
+    if d.hint:
+        out.append(f"   help: {d.hint}")
+    return "\n".join(out)
+
+
+def warnings(diagnostics: Iterable[Diagnostic]) -> None:
+    """Tell what deserves attention but stops nothing."""
+    for d in diagnostics:
+        talk(_painted(diagnostic(d)) + "\n")
+
+
+def talk(text: str) -> None:
+    """One line about what is going on."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def error(exc: ScarError, *, as_json: bool) -> None:
+    """An error as text on stderr; with `as_json` also as an object on stdout."""
+    if isinstance(exc, FdlError):
+        talk("\n\n".join(_painted(diagnostic(d)) for d in exc.diagnostics))
+    else:
+        talk("\n".join([_painted(f"error: {exc}"), *_error_details(exc)]))
+    if as_json:
+        data({"error": _error_object(exc)})
+
+
+def bug(exc: BaseException, *, as_json: bool) -> None:
+    """An exception that nobody expected."""
+    message = f"{type(exc).__name__}: {exc}"
+    talk(f"bug: {message}; please report it with what {DEBUG_VARIABLE}=1 shows")
+    if os.environ.get(DEBUG_VARIABLE):
+        talk("".join(traceback.format_exception(exc)).rstrip())
+    if as_json:
+        data({"error": {"message": f"bug: {message}", "hint": "", "exitCode": 1}})
+
+
+def data(value: Any) -> None:
+    """One JSON value on one line of stdout."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def plan(steps: Sequence[Step], *, as_json: bool) -> None:
+    """What would be done."""
+    if as_json:
+        data({"Plan": [_step_object(step) for step in steps]})
+        return
+    for step in steps:
+        # Beside "create … does not exist" the reason says nothing.
+        why = f"  ({step.why})" if step.why and step.verb != "create" else ""
+        print(f"{step}{why}")
+    counts = [(verb, sum(step.verb == verb for step in steps)) for verb in _DONE]
+    told = ", ".join(f"{count} to {verb}" for verb, count in counts if count)
+    print(told or "nothing to do")
+
+
+def deployed(names: Sequence[str], steps: Sequence[Step], following: str, *, as_json: bool) -> None:
+    """The end of `init`. `following` is the command to try now."""
+    if as_json:
+        data({"Functions": list(names), "Steps": [_step_object(step) for step in steps]})
+        return
+    for name in names:
+        print(f"function `{name}` {'is deployed' if steps else 'is up to date'}")
+    talk(f"next: {following}")
+
+
+def removed(names: Sequence[str], steps: Sequence[Step], *, as_json: bool) -> None:
+    """The end of `rm`."""
+    if as_json:
+        data({"Functions": list(names), "Steps": [_step_object(step) for step in steps]})
+        return
+    for name in names:
+        print(f"function `{name}` is removed")
+    if not names:
+        print("nothing to remove")
+
+
+def functions(infos: Sequence[FunctionInfo], *, as_json: bool) -> None:
+    """`scar ls`."""
+    if as_json:
+        data({"Functions": [_function_object(info) for info in infos]})
+        return
+    rows = [
+        (
+            *(info.name, str(info.memory_mb), str(info.timeout_s), info.image or "-"),
+            *(info.api_url or "-", info.supervisor_version or "-"),
+        )
+        for info in infos
+    ]
+    _table(_COLUMNS, rows)
+
+
+def objects(found: Iterable[ObjectInfo], *, as_json: bool) -> None:
+    """`scar ls -b`: keys, without the markers of folders."""
+    shown = (info for info in found if not info.key.endswith("/"))
+    if as_json:
+        data(
+            {
+                "Objects": [
+                    {
+                        "Key": info.key,
+                        "Size": info.size_bytes,
+                        "LastModified": info.modified.isoformat(),
+                    }
+                    for info in shown
+                ]
+            }
+        )
+        return
+    for info in shown:
+        print(info.key)
+
+
+def transfers(done: Sequence[Transfer], *, as_json: bool) -> None:
+    """The end of `put` and `get`."""
+    if as_json:
+        rows = [
+            {"Source": str(t.source), "Target": str(t.target), "Size": t.size_bytes} for t in done
+        ]
+        data({"Transfers": rows})
+        return
+    for transfer in done:
+        print(f"{transfer.source} -> {transfer.target}")
+
+
+def log_event(event: LogEvent, *, as_json: bool) -> None:
+    """One line of a log; in JSON one object a line, so that it can be followed."""
+    if as_json:
+        data(
+            {
+                "Timestamp": event.timestamp_ms,
+                "LogStreamName": event.stream,
+                "Message": event.message,
+            }
+        )
+    else:
+        print(event.message.rstrip("\n"), flush=True)
+
+
+def log_line(text: str) -> None:
+    """A line of a job that a run waits for: talk, as the output is told at the end."""
+    talk(text.rstrip("\n"))
+
+
+def ran(result: RunResult, *, as_json: bool, shows_output: bool) -> None:
+    """The end of `run`: where it ran, then its output, byte for byte."""
+    if as_json:
+        data({"LambdaOutput": _run_object(result)})
+        return
+    print(f"Request Id: {result.request_id}")
+    print(f"Log Group Name: {result.log_group}")
+    print(f"Log Stream Name: {result.log_stream}")
+    sys.stdout.flush()
+    if shows_output:
+        _write_bytes(result.output)
+
+
+def launched(name: str, result: RunResult, *, as_json: bool) -> None:
+    """The end of `run -a`."""
+    if as_json:
+        output = {"StatusCode": result.status_code, "RequestId": result.request_id}
+        data({"LambdaOutput": output})
+        return
+    print(f"Request Id: {result.request_id}")
+    print(f"Function '{name}' launched correctly")
+
+
+def cloud(status: Status | None, folder: str, *, as_json: bool) -> None:
+    """`scar local status` and `start`."""
+    if as_json:
+        data({"LocalCloud": dict(status.details) if status else None, "Data": folder})
+        return
+    if status is None:
+        print(f"the local cloud is not running (data: {folder})")
+        return
+    print(f"the local cloud is running: {status.url} (process {status.pid}, data: {folder})")
+    engine = status.details.get("engine")
+    if isinstance(engine, Mapping):
+        print(f"engine: {engine.get('name', '-')} ({engine.get('why', '')})")
+        for probe in engine.get("probes", ()):
+            works = "works" if probe.get("ok") else "does not work"
+            print(f"  {probe.get('engine')}: {works}: {probe.get('why', '')}")
+
+
+def said(text: str, value: Mapping[str, Any], *, as_json: bool) -> None:
+    """A plain sentence, or what it says as an object."""
+    if as_json:
+        data(value)
+    else:
+        print(text)
+
+
+@contextmanager
+def stepping(total: int) -> Iterator[Callable[[Step, Literal["start", "done"]], None]]:
+    """Tell of steps as they are done; on a terminal with a bar. For any thread."""
+    with _bar(total) as bar:
+        task = bar.add_task("", total=total) if bar else None
+        running: dict[str, None] = {}
+        lock = threading.Lock()
+
+        def on_step(step: Step, phase: Literal["start", "done"]) -> None:
+            with lock:
+                if phase == "start":
+                    running[str(step)] = None
+                else:
+                    running.pop(str(step), None)
+                    line = str(step).replace(str(step.verb), _DONE[step.verb], 1)
+                    if bar:
+                        bar.console.print(line, markup=False, highlight=False)
+                    else:
+                        talk(line)
+                if bar and task is not None:
+                    now = ", ".join(running)
+                    bar.update(task, description=now, advance=1 if phase == "done" else 0)
+
+        yield on_step
+
+
+@contextmanager
+def transferring() -> Iterator[Callable[[Progress], None]]:
+    """Show the progress of files, on a terminal only. For any thread."""
+    with _bar(0, of_bytes=True) as bar:
+        tasks: dict[str, Any] = {}
+        lock = threading.Lock()
+
+        def on_progress(progress: Progress) -> None:
+            if bar is None:
+                return
+            with lock:
+                name = str(progress.file)
+                if name not in tasks:
+                    tasks[name] = bar.add_task(name, total=progress.total_bytes)
+                bar.update(tasks[name], completed=progress.done_bytes)
+                if progress.done_bytes >= progress.total_bytes:
+                    bar.update(tasks[name], visible=False)
+
+        yield on_progress
+
+
+class _Bar(Protocol):
+    """What is used of rich's Progress."""
+
+    console: Any
+
+    def add_task(self, description: str, *, total: float | None) -> Any: ...
+
+    def update(self, task_id: Any, **fields: Any) -> None: ...
+
+
+@contextmanager
+def _bar(total: int, *, of_bytes: bool = False) -> Iterator[RichProgress | None]:
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or not (total or of_bytes):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TransferSpeedColumn,
+    )
+
+    name = TextColumn("{task.description}", markup=False)
+    columns = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(),)
+    console = Console(stderr=True)
+    with Progress(BarColumn(30), *columns, name, console=console, transient=True) as progress:
+        yield progress
+
+
+def _source_lines(d: Diagnostic) -> list[str]:
+    """The faulty line and a mark under the fault, cut to what a terminal shows."""
+    place = d.place
+    if place is None or not place.text or not place.line:
+        return []
+    text, column = place.text.replace("\t", " ").rstrip(), place.column - 1
+    if len(text) > _WIDEST_LINE:
+        start = max(0, min(column - _WIDEST_LINE // 2, len(text) - _WIDEST_LINE))
+        text, column = text[start : start + _WIDEST_LINE], column - start
+    number = str(place.line)
+    # Characters of East Asian scripts take two columns.
+    pad = sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text[:column])
+    return [f"   {number} | {text}", f"   {' ' * len(number)} | {' ' * pad}^"]
+
+
+def _error_details(exc: ScarError) -> list[str]:
+    out: list[str] = []
+    if isinstance(exc, ApplyError):
+        out += [f"   {line}" for line in exc.why.splitlines()]
+        told = [("done", exc.done), ("left", exc.left)]
+        if parts := [f"{word}: {', '.join(names)}" for word, names in told if names]:
+            out.append("   " + "    ".join(parts))
+    if isinstance(exc, FunctionFailed):
+        if exc.request_id:
+            out.append(f"   request id: {exc.request_id}")
+        out += [f"   | {line}" for line in exc.log_tail.splitlines()]
+    if exc.hint:
+        out.append(f"   help: {exc.hint}")
+    return out
+
+
+def _error_object(exc: ScarError) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "type": type(exc).__name__,
+        "message": str(exc),
+        "hint": exc.hint,
+        "exitCode": exc.exit_code,
+    }
+    if isinstance(exc, FdlError):
+        told["diagnostics"] = [_diagnostic_object(d) for d in exc.diagnostics]
+    if isinstance(exc, ApplyError):
+        told |= {"why": exc.why, "done": list(exc.done), "left": list(exc.left)}
+    if isinstance(exc, FunctionFailed):
+        told |= {"requestId": exc.request_id, "logTail": exc.log_tail}
+    return told
+
+
+def _diagnostic_object(d: Diagnostic) -> dict[str, Any]:
+    place = d.place
+    return {
+        "summary": d.summary,
+        "path": d.path,
+        "origin": place.origin if place else None,
+        "line": place.line or None if place else None,
+        "column": place.column or None if place else None,
+        "hint": d.hint,
+    }
+
+
+def _step_object(step: Step) -> dict[str, str]:
+    return {
+        "Verb": str(step.verb),
+        "Kind": step.resource.kind,
+        "Name": step.resource.name,
+        "Why": step.why,
+    }
+
+
+def _function_object(info: FunctionInfo) -> dict[str, Any]:
+    return {
+        "Name": info.name,
+        "Memory": info.memory_mb,
+        "Timeout": info.timeout_s,
+        "Image_id": info.image or "-",
+        "Api_gateway": info.api_url or "-",
+        "Sup_version": info.supervisor_version or "-",
+        "Execution_mode": info.execution_mode,
+    }
+
+
+def _run_object(result: RunResult) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "StatusCode": result.status_code,
+        "Payload": "",
+        "LogGroupName": result.log_group,
+        "LogStreamName": result.log_stream,
+        "RequestId": result.request_id,
+    }
+    try:
+        told["Payload"] = result.output.decode("utf-8")
+    except UnicodeDecodeError:
+        told["Payload"] = base64.b64encode(result.output).decode("ascii")
+        told["IsBase64Encoded"] = True
+    if result.job_id:
+        told["JobId"] = result.job_id
+    return told
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _write_bytes(output: bytes) -> None:
+    binary = getattr(sys.stdout, "buffer", None)
+    if binary is None:
+        sys.stdout.write(output.decode("utf-8", "replace"))
+        return
+    binary.write(output)
+    if sys.stdout.isatty() and output and not output.endswith(b"\n"):
+        binary.write(b"\n")
+    binary.flush()
+
+
+def _painted(text: str) -> str:
+    """Colour for the first word, where a terminal shows it and nobody asked for none."""
+    if not sys.stderr.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb":
+        return text
+    word, sign, rest = text.partition(":")
+    colour = "33" if word == "warning" else "31"
+    return f"\x1b[1;{colour}m{word}{sign}\x1b[0m{rest}"
