@@ -16,17 +16,10 @@ from scar.plan.desired import filters, object_path
 ENVIRONMENT_LIMIT_BYTES = 4096
 """Names and values of a function's variables together (Lambda quotas)."""
 
-RETENTION_DAYS = (
-    *(1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096),
-    *(1827, 2192, 2557, 2922, 3288, 3653),
-)
-"""What logs.PutRetentionPolicy accepts."""
-
 TAGS_LIMIT = 40
 """The user's tags of one function: Lambda allows 50, ours included."""
 
 ECR_IMAGE = re.compile(r"\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/.+")
-BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def check(deployment: Deployment) -> list[Diagnostic]:
@@ -40,7 +33,6 @@ def _of_function(n: int, function: AwsFunction) -> Iterator[Diagnostic]:
     where = f"functions.aws[{n}]"
     yield from _function(where, function)
     yield from _image(where, function)
-    yield from _storage(where, function)
 
 
 def _function(where: str, function: AwsFunction) -> Iterator[Diagnostic]:
@@ -55,12 +47,6 @@ def _function(where: str, function: AwsFunction) -> Iterator[Diagnostic]:
         )
     if len(its.tags) > TAGS_LIMIT:
         yield Diagnostic(f"at most {TAGS_LIMIT} tags, got {len(its.tags)}", f"{where}.lambda.tags")
-    if function.cloudwatch.log_retention_policy_in_days not in RETENTION_DAYS:
-        yield Diagnostic(
-            f"logs can be kept for {', '.join(map(str, RETENTION_DAYS))} days,"
-            f" not {function.cloudwatch.log_retention_policy_in_days}",
-            f"{where}.cloudwatch.log_retention_policy_in_days",
-        )
 
 
 def _image(where: str, function: AwsFunction) -> Iterator[Diagnostic]:
@@ -72,17 +58,6 @@ def _image(where: str, function: AwsFunction) -> Iterator[Diagnostic]:
             hint="name it <account>.dkr.ecr.<region>.amazonaws.com/<repository>:<tag>,"
             " or remove `create_image`",
         )
-
-
-def _storage(where: str, function: AwsFunction) -> Iterator[Diagnostic]:
-    for key, parts in (("input", function.lambda_.input), ("output", function.lambda_.output)):
-        for n, part in enumerate(parts):
-            bucket, _ = object_path(part.path)
-            if not BUCKET_NAME.fullmatch(bucket):
-                yield Diagnostic(
-                    f"`{bucket}` cannot be a bucket: 3 to 63 of a-z, 0-9, `.` and `-`",
-                    f"{where}.lambda.{key}[{n}].path",
-                )
 
 
 def _overlaps(functions: tuple[AwsFunction, ...]) -> Iterator[Diagnostic]:
