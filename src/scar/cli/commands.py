@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ from scar.errors import (
     Missing,
     NotDeployed,
     Place,
+    ScarError,
     UserError,
 )
 from scar.fdl.load import load
@@ -31,12 +34,18 @@ from scar.fdl.source import Layer, Sources
 from scar.plan.diff import Step, Verb
 from scar.plan.resources import Function
 
-_NAME = ("aws", "lambda", "name")
+_RECOMMENDED = re.compile(r"\bscar (?=(init|run|put|get|ls|log|rm)\b)")
 
 
 def run_command(options: Options) -> None:
     """Do what was typed. Raises ScarError where it cannot be done."""
-    _COMMANDS[options.command](options)
+    try:
+        _COMMANDS[options.command](options)
+    except ScarError as exc:
+        if "scar" in options.settings:
+            # A command that is recommended must go where this one went.
+            exc.hint = _RECOMMENDED.sub(r"scar --local ", exc.hint)
+        raise
 
 
 def init(options: Options) -> None:
@@ -61,7 +70,11 @@ def init(options: Options) -> None:
 
 def run(options: Options) -> None:
     """Invoke one function and show its output."""
-    values, script = options.values, None
+    values = options.values
+    output = Path(values.output_file) if values.output_file is not None else None
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise UserError(f"cannot write the output to `{output}`", "name a file in a folder that is")
+    script = None
     if values.run_script is not None:
         script = _script(Path(values.run_script), values.run_script)
     name, account, function = _one_function(options)
@@ -71,18 +84,7 @@ def run(options: Options) -> None:
         if script is None and function.lambda_.run_script is not None:
             named = function.lambda_.run_script
             script = _script(Path(values.conf_file).parent / named, named)
-    output = Path(values.output_file) if values.output_file is not None else None
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise UserError(f"cannot write the output to `{output}`", "name a file in a folder that is")
-    result = invoke.run(
-        account,
-        name,
-        script=script,
-        arguments=values.arguments,
-        asynchronous=asynchronous,
-        on_delegated=lambda job: render.talk(f"delegated to Batch job {job}"),
-        on_log=render.log_line,
-    )
+    result = _invoked(account, name, script, values, asynchronous)
     if asynchronous:
         render.launched(name, result, as_json=values.json)
         return
@@ -339,6 +341,32 @@ def _deployed(names: list[str], account: Account) -> list[str]:
     if absent is not None and not found:
         raise absent
     return found
+
+
+def _invoked(
+    account: Account, name: str, script: bytes | None, values: Namespace, asynchronous: bool
+) -> invoke.RunResult:
+    told: list[str] = []
+
+    def on_log(line: str) -> None:
+        if not values.json:
+            render.log_line(line)
+            told[:] = [line]
+
+    try:
+        return invoke.run(
+            account,
+            name,
+            script=script,
+            arguments=values.arguments,
+            asynchronous=asynchronous,
+            on_delegated=lambda job: render.talk(f"delegated to Batch job {job}"),
+            on_log=on_log,
+        )
+    except FunctionFailed as exc:
+        if told:
+            exc.log_tail = ""  # it was told line by line
+        raise
 
 
 def _script(path: Path, named: str) -> bytes:
