@@ -59,6 +59,8 @@ class Attempt:
     def run(self, on_running: Callable[[], None]) -> Ended:
         """Start the container, wait for its end, keep its log. Calls `on_running` in between."""
         task = self.task
+        if self._ended_by:
+            return self._ended_by
         self._logs.ensure_stream(task.log_group, task.log_stream)
         lines = Lines(lambda batch: self._logs.append(task.log_group, task.log_stream, batch))
         try:
@@ -66,8 +68,7 @@ class Attempt:
         except EngineError as exc:
             return self._ended_by or Ended(None, NOT_STARTED, _cannot_start(str(exc)))
         else:
-            on_running()
-            end = self._wait(running)
+            end = self._see_through(running, on_running)
         finally:
             lines.close()
         if self._ended_by is None:
@@ -75,6 +76,14 @@ class Attempt:
         if not self._ended_by.final:
             return self._ended_by
         return replace(self._ended_by, exit_code=end.code, reason=_reason(end))
+
+    def _see_through(self, running: Running, on_running: Callable[[], None]) -> Exit:
+        try:
+            on_running()
+            return self._wait(running)
+        except BaseException:
+            running.stop(0)  # an attempt that is written off must not go on in secret
+            raise
 
     def _wait(self, running: Running) -> Exit:
         with self._changing:

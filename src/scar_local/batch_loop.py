@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from scar_local import batch_jobs as jobs
-from scar_local.batch_attempts import NOT_STARTED, Attempt, LogStreams, Task
+from scar_local.batch_attempts import Attempt, LogStreams, Task
 from scar_local.batch_limits import OVERRIDES_LIMIT_CHARACTERS, Limits, need_of
 from scar_local.engines import ContainerSpec, Engine
 from scar_local.protocol import ACCOUNT_ID
@@ -32,6 +32,7 @@ from scar_local.store import Store
 TOO_LONG = f"Container Overrides length must be at most {OVERRIDES_LIMIT_CHARACTERS}"
 """What AWS says of a job that it accepted and whose overrides ECS then refuses."""
 
+INTERNAL_FAULT = "Internal fault of the local cloud, see its daemon.log"
 DEFAULT_LOG_GROUP = "/aws/batch/job"
 _FORGET_EVERY = 1000
 _AFTER_FAULT_S = 1.0
@@ -58,6 +59,7 @@ class Loop:
         self._endpoint, self._limits = endpoint, limits
         self._woken = threading.Condition()
         self._work = self._stopping = False
+        # By container name, not by job: the next attempt may begin before this one is cleared away.
         self._attempts: dict[str, Attempt] = {}
         self._threads: dict[str, threading.Thread] = {}
         self._thread: threading.Thread | None = None
@@ -106,8 +108,9 @@ class Loop:
 
     def end(self, job_id: str, status_reason: str) -> None:
         """End the running attempt of a job whose termination is committed."""
-        if attempt := self._attempts.get(job_id):
-            attempt.end(Ended(None, status_reason, final=True))
+        for attempt in list(self._attempts.values()):
+            if attempt.task.job == job_id:
+                attempt.end(Ended(None, status_reason, final=True))
 
     def _run(self) -> None:
         while self._wait_for_work():
@@ -134,7 +137,7 @@ class Loop:
             decisions = decide(self._queues(db), held, self._limits.host)
             self._note_stuck(db, decisions)
             begun = [self._begin(db, job_id, where) for job_id, where in decisions.starts]
-            attempts = {attempt.task.job: attempt for attempt in begun if attempt}
+            attempts = {attempt.task.spec.name: attempt for attempt in begun if attempt}
             # Before the commit: who terminates a job that is STARTING must find its attempt.
             self._attempts.update(attempts)
         return list(attempts.values())
@@ -177,7 +180,7 @@ class Loop:
     def _launch(self, attempt: Attempt) -> None:
         name = attempt.task.spec.name
         thread = threading.Thread(target=self._attempt, args=(attempt,), name=name, daemon=True)
-        self._threads[attempt.task.job] = thread
+        self._threads[name] = thread
         thread.start()
 
     def _attempt(self, attempt: Attempt) -> None:
@@ -186,12 +189,12 @@ class Loop:
             ended = attempt.run(lambda: self._note_running(task))
         except Exception as exc:  # the log or the engine is broken: the attempt failed, and says so
             traceback.print_exc()
-            ended = Ended(None, NOT_STARTED, f"InternalError: {exc!r}"[:255])
+            ended = Ended(None, INTERNAL_FAULT, repr(exc)[:255])
         try:
             with self._store.write() as db:
                 self._settle(db, task.job, ended)
         finally:
-            del self._attempts[task.job], self._threads[task.job]
+            del self._attempts[task.spec.name], self._threads[task.spec.name]
             self.wake()
 
     def _settle(self, db: sqlite3.Connection, job_id: str, ended: Ended) -> None:

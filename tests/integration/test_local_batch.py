@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import signal
@@ -146,6 +147,29 @@ def test_a_failing_job_is_tried_as_often_as_it_says(world: World, tmp_path: Path
     assert [a["container"]["exitCode"] for a in job["attempts"]] == [1, 1, 0]
     assert len({a["container"]["logStreamName"] for a in job["attempts"]}) == 3
     assert (tmp_path / "tries").read_text().split() == ["1", "2", "3"]
+
+
+def test_retried_attempts_never_share_an_environment_of_one_vcpu(open_world: Opener) -> None:
+    with open_world() as world:
+        world.set_up(max_vcpus=1)
+        world.register("sleep 0.01; exit 1")
+        ids = [world.submit(retryStrategy={"attempts": 5}) for _ in range(4)]
+
+        attempts = [a for job_id in ids for a in world.finished(job_id)["attempts"]]
+        assert len(attempts) == 20
+        attempts.sort(key=lambda attempt: attempt["startedAt"])
+        for before, after in itertools.pairwise(attempts):
+            assert before["stoppedAt"] <= after["startedAt"]
+
+
+def test_a_retried_job_can_still_be_terminated(world: World) -> None:
+    world.register('test "$AWS_BATCH_JOB_ATTEMPT" = 2 || exit 1; exec sleep 60')
+    job_id = world.submit(retryStrategy={"attempts": 5})
+    world.when(job_id, lambda job: job["status"] == "RUNNING" and len(job["attempts"]) == 1)
+
+    world.client.terminate_job(jobId=job_id, reason="enough")
+
+    assert world.finished(job_id)["statusReason"] == "enough"
 
 
 def test_the_submission_decides_over_the_definition_how_often(world: World) -> None:
