@@ -100,7 +100,9 @@ class Notification:
 class Functions(Protocol):
     """What delivery needs of Lambda."""
 
-    def enqueue(self, db: sqlite3.Connection, function_name: str, payload: bytes, /) -> str:
+    def enqueue(
+        self, db: sqlite3.Connection, name: str, payload: bytes, source: str = ..., /
+    ) -> str:
         """Commit an asynchronous invocation with the open transaction; its request id.
 
         Raises ApiError ResourceNotFoundException when there is no such function.
@@ -184,7 +186,7 @@ class Events:
         with self._store.write() as db:
             db.execute("DELETE FROM s3_outbox WHERE id = ?", (row["id"],))
             try:
-                self._functions.enqueue(db, function, payload.encode())
+                self._functions.enqueue(db, function, payload.encode(), "s3")
             except ApiError as exc:
                 if exc.code != "ResourceNotFoundException":
                     raise

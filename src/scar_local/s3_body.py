@@ -78,9 +78,17 @@ def receive(call: Call, store: Store, wanted: Algorithm | None = None) -> Blob:
         return Blob(blob, checks.size, checks.md5.hexdigest(), checks.verified(trailers))
 
 
-def read_document(call: Call) -> bytes:
-    """The whole body of a call whose body is XML or JSON, checked as `receive` does."""
-    checks, source, parts = _Checks(call.headers, None), _decoded(call), list[bytes]()
+def read_document(call: Call, apart_from: str = "") -> bytes:
+    """The whole body of a call whose body is XML or JSON, checked as `receive` does.
+
+    Headers that start with `apart_from` are not about the body.
+    """
+    about = {
+        name: value
+        for name, value in call.headers.items()
+        if not apart_from or not name.startswith(apart_from)
+    }
+    checks, source, parts = _Checks(about, None), _decoded(call), list[bytes]()
     while data := source.read(READ_BYTES):
         parts.append(data)
         checks.update(data)

@@ -243,7 +243,7 @@ def _token(start: str) -> str:
 
 def _start(token: str) -> str:
     try:
-        return base64.urlsafe_b64decode(token).decode()
+        return base64.b64decode(token, b"-_", validate=True).decode()
     except (binascii.Error, ValueError) as exc:
         raise S3Error(
             "InvalidArgument",

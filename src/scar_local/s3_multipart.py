@@ -134,7 +134,7 @@ class MultipartCalls:
 
     def complete_multipart_upload(self, call: Call) -> None:
         """CompleteMultipartUpload."""
-        document = parse_xml(read_document(call))
+        document = parse_xml(read_document(call, apart_from=s3_checksums.PREFIX))
         upload = find_upload(self._store.read(), call)
         check_write_conditions(call.headers, find_object(self._store.read(), call.bucket, call.key))
         parts = _chosen_parts(document, _parts(self._store.read(), upload.id), upload)
