@@ -7,8 +7,10 @@ at the limit callers wait in the order in which they came.
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
+import sqlite3
 import threading
 import time
 import uuid
@@ -34,9 +36,11 @@ LOG_TAIL_BYTES = 4096
 _LOG_FLUSH_S = 0.2
 _LOG_GROUP_MS = 20
 """Lines that came within this time share a timestamp, and so one write."""
+_PENDING_LINES = 5_000
 _ASKS_AGAIN_S = 0.1
 _QUIET_S = 0.003
-_QUIET_LIMIT_S = 0.05
+_QUIET_LIMIT_S = 0.5
+_log = logging.getLogger(__name__)
 
 
 class LogSink(Protocol):
@@ -384,6 +388,7 @@ class _Log:
         self._tail: deque[str] = deque()
         self._tail_size = 0
         self._count = 0
+        self._behind = False
 
     def open(self) -> None:
         """Make the stream exist."""
@@ -392,7 +397,12 @@ class _Log:
     def write(self, line: str) -> None:
         """Add one line; it reaches CloudWatch Logs soon."""
         self._add(line.rstrip("\r\n"))
-        self._journal.dirty(self)
+        if len(self._pending) < _PENDING_LINES:
+            self._journal.dirty(self)
+        else:  # in the engine's thread: a function that writes too fast has to wait
+            self._behind = True
+            self.flush()
+            self._behind = False
 
     def begin(self, line: str) -> None:
         """The first line of an invocation."""
@@ -413,7 +423,7 @@ class _Log:
         """Wait until no line has come for a moment, a bounded time."""
         end = time.monotonic() + _QUIET_LIMIT_S
         seen = -1
-        while seen != self._count and time.monotonic() < end:
+        while (self._behind or seen != self._count) and time.monotonic() < end:
             seen = self._count
             time.sleep(_QUIET_S)
 
@@ -425,8 +435,14 @@ class _Log:
             while pending:
                 began = pending[0][0]
                 same = [line for at, line in pending if at < began + _LOG_GROUP_MS]
-                self._journal.logs.append(self.group, self.stream, same, began)
+                self._append(same, began)
                 pending = pending[len(same) :]
+
+    def _append(self, lines: list[str], timestamp_ms: int) -> None:
+        try:
+            self._journal.logs.append(self.group, self.stream, lines, timestamp_ms)
+        except sqlite3.Error:  # a full disk, say: the function's answer counts more than its log
+            _log.exception("%d lines of %s are lost", len(lines), self.group)
 
     def _add(self, line: str) -> None:
         with self._lock:

@@ -1,7 +1,8 @@
 """What Lambda accepts as a function, and what of it the local cloud can run. Pure.
 
 Bounds: https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html, botocore's model.
-Whatever would be ignored in silence is refused by name instead.
+VpcConfig, TracingConfig and EphemeralStorage are kept and shown but do nothing here; whatever else
+the local cloud cannot do is refused by name.
 """
 
 from __future__ import annotations

@@ -51,8 +51,9 @@ CREATE TABLE IF NOT EXISTS lambda_functions (
 """
 
 _Record = dict[str, Any]
-"""One function: `configuration` as the API shows it, `image`, `generation`, `tags`, `statements`
-(of its resource policy), `policy_revision`, `events` (its event invoke config, or None)."""
+"""One function: `configuration` as the API shows it, `image` and its `digest` (or ""),
+`generation`, `tags`, `statements` of its resource policy and their `policy_revision`, and `events`,
+its event invoke config (or None)."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class Functions:
             "events": None,
         }
         _configure(record, given)
-        self._set_image(record, image)
+        _set_image(record, image, self._digest(image))
         with self._store.write() as db:
             if self._read(name) is not None:
                 raise ApiError("ResourceConflictException", f"Function already exist: {name}", 409)
@@ -196,10 +197,11 @@ class Functions:
         architectures = check_architectures(params.get("Architectures"))
         if params.get("Publish"):
             raise invalid("Publish is not in the local cloud: it keeps no versions")
+        digest = self._digest(image)
         with self._store.write() as db:
             record = self._existing(request)
             _check_revision(params, record["configuration"]["RevisionId"])
-            self._set_image(record, image)
+            _set_image(record, image, digest)
             record["configuration"]["Architectures"] = architectures
             if params.get("DryRun"):
                 return dict(record["configuration"])
@@ -410,16 +412,15 @@ class Functions:
     def _retire_old(self, record: _Record) -> None:
         self._environments.retire(record["configuration"]["FunctionName"], record["generation"])
 
-    def _set_image(self, record: _Record, image: str) -> None:
-        record["image"], record["digest"] = image, ""
+    def _digest(self, image: str) -> str:
+        """The image's digest; empty where nobody was given to ask."""
         if self._resolve is None:
-            return
+            return ""
         try:
-            record["digest"] = self._resolve(image)
+            return self._resolve(image)
         except EngineError as exc:
             text = f"Source image {image} does not exist. Provide a valid source image. ({exc})"
             raise invalid(text) from exc
-        record["configuration"]["CodeSha256"] = record["digest"].partition(":")[2]
 
     def _invoke_later(self, record: _Record, payload: bytes) -> dict[str, Any]:
         with self._store.write() as db:
@@ -507,6 +508,12 @@ def _save(db: sqlite3.Connection, record: _Record) -> None:
         " ON CONFLICT (name) DO UPDATE SET record = excluded.record",
         (record["configuration"]["FunctionName"], json.dumps(record)),
     )
+
+
+def _set_image(record: _Record, image: str, digest: str) -> None:
+    record["image"], record["digest"] = image, digest
+    if digest:
+        record["configuration"]["CodeSha256"] = digest.partition(":")[2]
 
 
 def _configure(record: _Record, given: dict[str, Any]) -> None:

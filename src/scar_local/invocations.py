@@ -6,6 +6,7 @@ when the process died runs again after the next start: at least once, as on Lamb
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 import time
@@ -21,6 +22,9 @@ KEPT_HISTORY = 10_000
 """Finished invocations that stay in the table, without their payload."""
 
 _TRIM_EVERY = 500
+_AFTER_FAULT_S = 1.0
+_MAX_FAULTS = 3
+_log = logging.getLogger(__name__)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS lambda_invocations (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -121,16 +125,23 @@ class Invocations:
 
     def _dispatch(self) -> None:
         while not self._stopping:
-            with self._changed:
-                free = self._limit - self._busy
-                self._woken = False
-            claimed = self._claim(free) if free else []
-            with self._changed:
-                self._busy += len(claimed)
-            for queued in claimed:
-                self._workers.submit(self._attempt, queued)
-            if not claimed:
-                self._wait(self._until_due() if free else None)
+            try:
+                self._dispatch_due()
+            except sqlite3.Error:  # a full disk, say: the queue is safe, and waits with us
+                _log.exception("the queue of asynchronous invocations cannot be read")
+                self._wait(_AFTER_FAULT_S)
+
+    def _dispatch_due(self) -> None:
+        with self._changed:
+            free = self._limit - self._busy
+            self._woken = False
+        claimed = self._claim(free) if free else []
+        with self._changed:
+            self._busy += len(claimed)
+        for queued in claimed:
+            self._workers.submit(self._attempt, queued)
+        if not claimed:
+            self._wait(self._until_due() if free else None)
 
     def _wait(self, timeout_s: float | None) -> None:
         with self._changed:
@@ -166,17 +177,25 @@ class Invocations:
 
     def _attempt(self, queued: Queued) -> None:
         try:
-            verdict = self._run(queued)
+            self._settle(queued, self._verdict(queued))
         except Stopping:
             return
-        except Exception as exc:
-            # Ours, not the function's: it must not come back for ever, nor vanish unseen.
-            verdict = Verdict(error=f"the local cloud failed: {exc!r}")
-        self._settle(queued, verdict)
+        except sqlite3.Error:
+            _log.exception("%s stays as running until the next start", queued.request_id)
         with self._changed:
             self._busy -= 1
             self._woken = True
             self._changed.notify_all()
+
+    def _verdict(self, queued: Queued) -> Verdict:
+        try:
+            return self._run(queued)
+        except Stopping:
+            raise
+        except Exception as exc:  # ours, not the function's; it must not come back for ever
+            _log.exception("invocation %s of %s failed", queued.request_id, queued.function)
+            retry_in_s = _AFTER_FAULT_S if queued.attempt < _MAX_FAULTS else None
+            return Verdict(f"the local cloud failed: {exc!r}", retry_in_s)
 
     def _settle(self, queued: Queued, verdict: Verdict) -> None:
         with self._store.write() as db:

@@ -289,6 +289,12 @@ def test_lines_reach_the_log_while_the_function_still_runs(cloud: LocalLambda) -
         assert not running.done()
 
 
+def test_a_function_that_writes_much_loses_no_line(cloud: LocalLambda) -> None:
+    numbers = [str(n) for n in range(20_000)]
+    invoke(cloud, {"print": numbers})
+    assert cloud.messages()[1:-2] == numbers
+
+
 def test_the_tail_is_the_last_4_kb_of_the_invocation(cloud: LocalLambda) -> None:
     invoke(cloud, {"print": ["of another invocation"]})
     answer = invoke(cloud, {"print": [f"{n:099}" for n in range(100)]}, LogType="Tail")
