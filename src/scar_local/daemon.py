@@ -130,7 +130,7 @@ class _Cloud:
         self._functions.start()
         self._batch.start()
         self._events.start()
-        for name, target in (("server", self._server.serve_forever), ("warm-up", self._warm_up)):
+        for name, target in (("server", self._serve), ("warm-up", self._warm_up)):
             threading.Thread(target=target, name=name, daemon=True).start()
 
     def stop(self) -> None:
@@ -144,6 +144,9 @@ class _Cloud:
 
     def _answer(self, exchange: Exchange) -> None:
         self._door.answer(exchange)
+
+    def _serve(self) -> None:
+        self._server.serve_forever(poll_interval=0.1)  # how long `stop` waits for it
 
     def _warm_up(self) -> None:
         self._engine.prepare()

@@ -21,7 +21,6 @@ from scar_local.protocol import (
     Answer,
     ApiError,
     Call,
-    codec,
     error_answer,
     read_whole,
     too_large,
@@ -106,14 +105,7 @@ class Door:
         elif service == "s3":
             self._s3.handle(exchange, region)
         elif service in self._services:
-            call = Call(
-                exchange.method,
-                exchange.path,
-                exchange.raw_query,
-                exchange.headers,
-                _whole_body(exchange),
-            )
-            _reply(exchange, codec(MODELS[service]).serve(self._services[service], call, region))
+            _reply(exchange, self._serve(exchange, service, region))
         elif service in LATER:
             raise ApiError("NotImplemented", f"{service} is not in the local cloud yet", 501)
         elif service:
@@ -122,6 +114,13 @@ class Door:
             self._registry.handle(exchange)
         else:
             self._s3.handle(exchange, region)
+
+    def _serve(self, exchange: Exchange, service: str, region: str) -> Answer:
+        from scar_local.codec import codec  # 60 ms that the daemon's start does not wait for
+
+        body = _whole_body(exchange)
+        call = Call(exchange.method, exchange.path, exchange.raw_query, exchange.headers, body)
+        return codec(MODELS[service]).serve(self._services[service], call, region)
 
     def _administer(self, exchange: Exchange) -> None:
         if "Origin" in exchange.headers:  # a web page has no business here

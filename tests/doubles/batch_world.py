@@ -15,10 +15,11 @@ from botocore.config import Config
 
 from scar_local.batch import Batch
 from scar_local.batch_limits import Limits
+from scar_local.codec import codec
 from scar_local.door import scope
 from scar_local.http import Exchange, Server
 from scar_local.logs import Logs
-from scar_local.protocol import Call, codec
+from scar_local.protocol import Call
 from scar_local.scheduler import Host
 from scar_local.store import Store
 from tests.doubles.job_engine import JobEngine

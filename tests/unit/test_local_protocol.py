@@ -16,7 +16,8 @@ from botocore.parsers import create_parser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scar_local.protocol import Answer, ApiError, Call, Codec, Request, codec, error_answer
+from scar_local.codec import Codec, codec
+from scar_local.protocol import Answer, ApiError, Call, Request, error_answer
 
 
 class Recorder:
