@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.client import HTTPConnection
 from pathlib import Path
 from threading import Thread
@@ -24,7 +25,7 @@ from scar_local.store import Store
 BUSYBOX = next((p for p in ("/bin/busybox", shutil.which("busybox")) if p and Path(p).exists()), "")
 NO_BUSYBOX = "busybox is not installed (Debian: busybox-static)"
 REGION = "us-east-1"
-APPLETS = ("sh", "echo", "cat", "id", "sleep", "env", "pwd", "ls", "touch", "mkdir", "dd", "kill")
+APPLETS = tuple("sh echo cat id sleep env pwd ls touch mkdir dd kill seq grep wget setsid".split())
 OCI = "application/vnd.oci.image."
 
 
@@ -63,6 +64,7 @@ def layer(*items: Item, compress: bool = True) -> bytes:
     return gzip.compress(buffer.getvalue(), 1, mtime=0) if compress else buffer.getvalue()
 
 
+@cache
 def busybox_layer() -> bytes:
     """`/bin` with busybox and the applets that the tests use."""
     program = Item("bin/busybox", Path(BUSYBOX).read_bytes(), 0o755)

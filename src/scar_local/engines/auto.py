@@ -18,9 +18,9 @@ from scar_local.engines import ContainerSpec, EngineError, Running
 from scar_local.engines.bubblewrap import Bubblewrap
 from scar_local.engines.docker import Docker
 from scar_local.engines.limits import Limits, find_limits
-from scar_local.engines.probes import Probe, Runner
 from scar_local.engines.process import HostProcess
 from scar_local.engines.rootfs import RootFileSystems, remove_tree
+from scar_local.engines.runner import Probe, Runner, Shared
 from scar_local.engines.settings import is_host_image, supervisor_parent
 from scar_local.engines.spawn import Spawner
 from scar_local.image_store import StoredImage
@@ -65,17 +65,17 @@ class AutoEngine:
         self._lock = threading.Lock()
         self._settling = threading.Lock()
         self._limits: Limits | None = None
-        parts = (
+        shared = Shared(
             self._scratch,
             self._roots,
             self._find_limits,
-            Spawner(),
             self._find_package_parent,
+            Spawner(),
         )
         self._cgroup_prefix = f"scar-{_short_hash(str(directory.resolve()))}-"
         self._docker = Docker(directory, images.address)
-        self._bubblewrap = Bubblewrap(*parts)
-        self._process = HostProcess(*parts)
+        self._bubblewrap = Bubblewrap(shared)
+        self._process = HostProcess(shared)
         self._probes: dict[str, Probe] = {}
         self._running: list[Running] = []
         self._sweep()
@@ -91,10 +91,17 @@ class AutoEngine:
         return running
 
     def prepare(self) -> None:
-        """Probe now what the first start would probe; for a thread of the daemon's."""
-        for choose in (self._host_runner, self._image_runner, self._find_package_parent):
+        """Settle now what the first start would have to; for a thread of the daemon's."""
+        steps: tuple[Callable[[], object], ...]
+        steps = (
+            self._host_runner,
+            self._image_runner,
+            self._find_limits,
+            self._find_package_parent,
+        )
+        for step in steps:
             with contextlib.suppress(EngineError):  # told to the one who starts a container
-                choose()
+                step()
 
     def report(self) -> dict[str, Any]:
         """For `scar local status`: the engine of real images, every probe, the limits."""

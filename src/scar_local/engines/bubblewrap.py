@@ -16,15 +16,15 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from scar_local.engines import ContainerSpec, EngineError, Exit, Running
-from scar_local.engines.limits import OOM_REASON, Group, Limits
-from scar_local.engines.probes import Probe
-from scar_local.engines.rootfs import RootFileSystems, make_directory, remove_tree
+from scar_local.engines.limits import OOM_REASON, Group
+from scar_local.engines.rootfs import make_directory, remove_tree
+from scar_local.engines.runner import Probe, Shared
 from scar_local.engines.settings import (
     Settings,
     host_settings,
@@ -44,14 +44,10 @@ _DEVICES = ("--proc", "/proc", "--dev", "/dev")
 _TMP = "/tmp"  # noqa: S108 (the container's own)
 
 Overlay = Literal["disk", "memory", "copy"]
+"""How a root becomes writable: an overlay whose changes are files, or memory; or a whole copy."""
 
-
-@dataclass(frozen=True)
-class _Program:
-    """A bubblewrap that works, and what it can do for a writable root."""
-
-    path: str
-    overlay: Overlay
+OVERLAYS: tuple[Overlay, ...] = ("disk", "memory", "copy")
+"""Best first."""
 
 
 class Bubblewrap:
@@ -59,61 +55,47 @@ class Bubblewrap:
 
     name = "bubblewrap"
 
-    def __init__(
-        self,
-        scratch: Path,
-        roots: RootFileSystems,
-        limits: Callable[[], Limits],
-        spawner: Spawner,
-        package_parent: Callable[[], Path],
-    ) -> None:
-        self._scratch = scratch
-        self._roots = roots
-        self._limits = limits
-        self._spawner = spawner
-        self._package_parent = package_parent
-        self._programs: tuple[_Program, ...] = ()
+    def __init__(self, shared: Shared, overlays: Sequence[Overlay] = OVERLAYS) -> None:
+        self._shared = shared
+        self._overlays = overlays
+        self._reading = ""
+        self._writing: tuple[str, Overlay] = ("", "copy")
 
     def probe(self) -> Probe:
-        """Try the bubblewraps there are: the system's (it may have an AppArmor profile), PyPI's."""
-        faults = []
-        programs = []
-        for path in candidates():
-            fault = _fault(path)
-            if fault:
-                faults.append(f"{path}: {fault}")
-            else:
-                programs.append(_Program(path, _overlay(path, self._scratch)))
-        self._programs = tuple(programs)
-        if not programs:
-            why = "; ".join(faults) or "not installed"
-            return Probe(self.name, False, why)
-        root = {
-            "disk": "writable roots by overlay",
-            "memory": "writable roots by overlay, kept in memory",
-            "copy": "writable roots by copying",
-        }[self._for_writing().overlay]
-        return Probe(self.name, True, f"{programs[0].path} works; {root}")
+        """Try the bubblewraps there are: the system's (it may have an AppArmor profile), PyPI's.
+
+        One of them runs containers with a read-only root, perhaps another those with a writable.
+        """
+        faults = {path: _fault(path) for path in candidates()}
+        working = [path for path, fault in faults.items() if not fault]
+        writing = self._find_writing(working)
+        if not writing:
+            why = "; ".join(f"{path}: {fault}" for path, fault in faults.items() if fault)
+            return Probe(self.name, False, why or "not installed")
+        self._reading, self._writing = working[0], writing
+        path, overlay = writing
+        also = "" if path == working[0] else f" by {path}"
+        return Probe(self.name, True, f"{working[0]} works; writable roots: {overlay}{also}")
 
     def run(
         self, spec: ContainerSpec, image: StoredImage, on_output: Callable[[str], None]
     ) -> Running:
         """Start a container. Raises EngineError."""
-        root = self._roots.tree(image.layers, image.layer_digests)
-        scratch = self._scratch / uuid.uuid4().hex
+        root = self._shared.roots.tree(image.layers, image.layer_digests)
+        scratch = self._shared.scratch / uuid.uuid4().hex
         (scratch / "tmp").mkdir(parents=True)
         (scratch / "tmp").chmod(0o1777)
         try:
             if is_host_image(image.config):
-                parent = self._package_parent()
+                parent = self._shared.package_parent()
                 settings = host_settings(spec, root, parent)
-                program, mounts = self._programs[0], _host_mounts(scratch, root, parent)
+                program, mounts = self._reading, _host_mounts(scratch, root, parent)
             else:
                 settings = image_settings(spec, image.config, root)
                 make_directory(root, settings.directory)
-                program = self._programs[0] if spec.read_only_root else self._for_writing()
-                mounts = _image_mounts(spec, program, scratch, root)
-            return self._start(spec, settings, [program.path, *mounts], scratch, on_output)
+                program, overlay = (self._reading, None) if spec.read_only_root else self._writing
+                mounts = _image_mounts(overlay, scratch, root)
+            return self._start(spec, settings, [program, *mounts], scratch, on_output)
         except BaseException:
             remove_tree(scratch)
             raise
@@ -127,11 +109,11 @@ class Bubblewrap:
         on_output: Callable[[str], None],
     ) -> Running:
         try:
-            group = self._limits().group(spec)
+            group = self._shared.limits().group(spec)
         except OSError as exc:
             raise EngineError(f"memory and CPU limits cannot be set: {exc}") from exc
         try:
-            held = _launch(self._spawner, settings, command)
+            held = _launch(self._shared.spawner, settings, command)
             container = _Container(held, group, scratch)
             container.begin(spec.name, on_output)
         except BaseException:
@@ -139,9 +121,12 @@ class Bubblewrap:
             raise
         return container
 
-    def _for_writing(self) -> _Program:
-        order: tuple[Overlay, ...] = ("disk", "memory", "copy")
-        return min(self._programs, key=lambda program: order.index(program.overlay))
+    def _find_writing(self, programs: Sequence[str]) -> tuple[str, Overlay] | None:
+        for overlay in self._overlays:
+            for path in programs:
+                if overlay == "copy" or _has_overlay(path, overlay, self._shared.scratch):
+                    return path, overlay
+        return None
 
 
 def candidates() -> Iterable[str]:
@@ -316,15 +301,15 @@ def _memory_file(arguments: list[str]) -> int:
     return descriptor
 
 
-def _image_mounts(spec: ContainerSpec, program: _Program, scratch: Path, root: Path) -> list[str]:
-    if spec.read_only_root:
+def _image_mounts(overlay: Overlay | None, scratch: Path, root: Path) -> list[str]:
+    if overlay is None:
         base = ["--ro-bind", str(root), "/"]
-    elif program.overlay == "disk":
+    elif overlay == "disk":
         for name in ("upper", "work"):
             (scratch / name).mkdir()
         changes = (str(scratch / "upper"), str(scratch / "work"))
         base = ["--overlay-src", str(root), "--overlay", *changes, "/"]
-    elif program.overlay == "memory":
+    elif overlay == "memory":
         base = ["--overlay-src", str(root), "--tmp-overlay", "/"]
     else:
         _copy(root, scratch / "root")
@@ -367,17 +352,16 @@ def _fault(path: str) -> str:
     return _try([path, *_ISOLATION, "--ro-bind", "/", "/", *_DEVICES, "--", "/bin/sh", "-c", ":"])
 
 
-def _overlay(path: str, scratch: Path) -> Overlay:
+def _has_overlay(path: str, overlay: Overlay, scratch: Path) -> bool:
     place = scratch / f"probe-{uuid.uuid4().hex}"
     for name in ("lower", "upper", "work"):
         (place / name).mkdir(parents=True)
+    changes = ["--tmp-overlay"]
+    if overlay == "disk":
+        changes = ["--overlay", str(place / "upper"), str(place / "work")]
     base = [path, *_ISOLATION, "--ro-bind", "/", "/", "--overlay-src", str(place / "lower")]
-    write = ["--", "/bin/sh", "-c", f": > {_TMP}/written"]
     try:
-        changes = (str(place / "upper"), str(place / "work"))
-        if not _try([*base, "--overlay", *changes, _TMP, *write]):
-            return "disk"
-        return "copy" if _try([*base, "--tmp-overlay", _TMP, *write]) else "memory"
+        return not _try([*base, *changes, _TMP, "--", "/bin/sh", "-c", f": > {_TMP}/written"])
     finally:
         remove_tree(place)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from scar_local.engines import ContainerSpec, EngineError, Exit, Running
 from scar_local.engines.limits import OOM_REASON
-from scar_local.engines.probes import Probe
+from scar_local.engines.runner import Probe
 from scar_local.engines.spawn import Lines
 from scar_local.image_store import StoredImage
 

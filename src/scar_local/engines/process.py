@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from scar_local.engines import ContainerSpec, EngineError, Exit, Running
-from scar_local.engines.limits import OOM_REASON, Group, Limits
-from scar_local.engines.probes import Probe
-from scar_local.engines.rootfs import RootFileSystems, remove_tree
+from scar_local.engines.limits import OOM_REASON, Group
+from scar_local.engines.rootfs import remove_tree
+from scar_local.engines.runner import Probe, Shared
 from scar_local.engines.settings import host_settings, is_host_image
-from scar_local.engines.spawn import Spawner, Start, exit_code, pass_lines
+from scar_local.engines.spawn import Start, exit_code, pass_lines
 from scar_local.image_store import StoredImage
 
 MARK = "SCAR_LOCAL_CONTAINER"
@@ -37,19 +37,8 @@ class HostProcess:
 
     name = "process"
 
-    def __init__(
-        self,
-        scratch: Path,
-        roots: RootFileSystems,
-        limits: Callable[[], Limits],
-        spawner: Spawner,
-        package_parent: Callable[[], Path],
-    ) -> None:
-        self._scratch = scratch
-        self._roots = roots
-        self._limits = limits
-        self._spawner = spawner
-        self._package_parent = package_parent
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
 
     def probe(self) -> Probe:
         """A process can always be started; what it lacks is said."""
@@ -63,18 +52,18 @@ class HostProcess:
         """Start the process. Raises EngineError."""
         if not is_host_image(image.config):
             raise EngineError("only the image `host` can run as a plain process")
-        layer = self._roots.tree(image.layers, image.layer_digests)
-        directory = self._scratch / uuid.uuid4().hex
+        layer = self._shared.roots.tree(image.layers, image.layer_digests)
+        directory = self._shared.scratch / uuid.uuid4().hex
         directory.mkdir(parents=True)
-        settings = host_settings(spec, layer, self._package_parent())
+        settings = host_settings(spec, layer, self._shared.package_parent())
         private = {"HOME": str(directory), "TMPDIR": str(directory)}
-        mark = f"{self._scratch}:{directory.name}"
+        mark = f"{self._shared.scratch}:{directory.name}"
         environment = {**settings.environment, **private, **spec.environment, MARK: mark}
         settings = replace(settings, environment=environment, directory=str(directory))
         try:
-            group = self._limits().group(spec)
+            group = self._shared.limits().group(spec)
             start = Start(settings.argv, settings.environment, settings.directory)
-            process = self._spawner.spawn(start)
+            process = self._shared.spawner.spawn(start)
             group.enter(process.pid)
         except (OSError, ValueError) as exc:
             remove_tree(directory)
@@ -85,7 +74,7 @@ class HostProcess:
 
     def sweep(self) -> None:
         """End what an earlier run of this local cloud left running."""
-        _kill(f"{self._scratch}:")
+        _kill(f"{self._shared.scratch}:")
 
 
 class _Process:

@@ -1,12 +1,16 @@
-"""What an engine offers inside: a probe, and running an image that has been found."""
+"""What every engine offers inside: a probe, and running an image that was found."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from scar_local.engines import ContainerSpec, Running
+from scar_local.engines.limits import Limits
+from scar_local.engines.rootfs import RootFileSystems
+from scar_local.engines.spawn import Spawner
 from scar_local.image_store import StoredImage
 
 
@@ -17,6 +21,19 @@ class Probe:
     engine: str
     ok: bool
     why: str
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the engines of one local cloud have in common."""
+
+    scratch: Path
+    """Holds one directory a container while it runs."""
+    roots: RootFileSystems
+    limits: Callable[[], Limits]
+    package_parent: Callable[[], Path]
+    """The directory of the supervisor's package, for the image `host`. Raises EngineError."""
+    spawner: Spawner
 
 
 class Runner(Protocol):
