@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from scar import __version__
 from scar.apply import apply, observe
@@ -24,7 +24,6 @@ from scar.images.archive import Archive
 from scar.images.derive import (
     OCI_ARCHITECTURES,
     Base,
-    Blob,
     Layer,
     content_tag,
     defaults,
@@ -181,10 +180,10 @@ class _Builder:
         facts = ImageFacts(uri, architecture, is_ours=True, supervisor=__version__)
         return _Built(facts, tag, _pusher(source, base, layers))
 
-    def _base(self, function: AwsFunction, architecture: str) -> tuple[Source, Base]:
+    def _base(self, function: AwsFunction, architecture: str) -> tuple[Source | None, Base]:
         container, name = function.lambda_.container, function.lambda_.name
         if container.image == "host":
-            return _NoSource(), host_base(function.lambda_.architectures[0])
+            return None, host_base(function.lambda_.architectures[0])
         if container.image_file is not None:
             path = self._base_folder / container.image_file
             self._tell(f"reading image archive {container.image_file}")
@@ -210,19 +209,7 @@ class _Builder:
         return None if relative is None else self._base_folder / relative
 
 
-class _NoSource:
-    """Where the empty base's blobs come from: it has none."""
-
-    mounts: tuple[str, str] | None = None
-
-    def base(self, version: str, architecture: str) -> Base:
-        raise AssertionError("the empty base is not read")
-
-    def open(self, blob: Blob) -> BinaryIO:
-        raise AssertionError("the empty base has no blobs")
-
-
-def _pusher(source: Source, base: Base, layers: Sequence[Layer]) -> Push:
+def _pusher(source: Source | None, base: Base, layers: Sequence[Layer]) -> Push:
     def store(to: RemoteRepository, tag: str) -> None:
         push(derive(base, layers, __version__), source, base, layers, to, tag)
 

@@ -22,10 +22,13 @@ def until(done: Callable[[], bool], what: str, service: str, limit_s: float = 60
 
 
 def retrying(
-    call: Callable[[], None], passes: Callable[[CloudError], bool], limit_s: float = 60
+    call: Callable[[], None],
+    passes: Callable[[CloudError], bool],
+    limit_s: float = 60,
+    first_pause_s: float = 1,
 ) -> None:
     """Make `call` until it raises nothing that `passes`, for at most `limit_s`."""
-    deadline, pause = time.monotonic() + limit_s, 1.0
+    deadline, pause = time.monotonic() + limit_s, first_pause_s
     while True:
         try:
             return call()

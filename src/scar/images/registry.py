@@ -16,9 +16,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 
@@ -80,7 +82,7 @@ class Repository:
             4, redirect=0, status_forcelist=(429, 502, 503), backoff_factor=0.5,
             raise_on_status=False, raise_on_redirect=False, allowed_methods=None,
         )  # fmt: skip
-        self._http = urllib3.PoolManager(maxsize=PARALLEL_BLOBS, blocksize=1 << 18)
+        self._http = _pool(self._url)
         self._authorization = ""
         self._logging_in = threading.Lock()
 
@@ -94,12 +96,12 @@ class Repository:
 
         Raises ImageError where there is none, or its layers are not gzip.
         """
-        body, media_type = self._manifest(version)
-        manifest = json.loads(body)
+        body, manifest, media_type = self._manifest(version)
         if media_type in INDEX_TYPES:
             version = pick(manifest, architecture, self._named)
-            body, media_type = self._manifest(version)
-            manifest = json.loads(body)
+            body, manifest, media_type = self._manifest(version)
+        if "config" not in manifest:
+            raise ImageError(self._named, f"its manifest is of unknown type `{media_type}`")
         blob = Blob(manifest["config"]["digest"], manifest["config"]["size"])
         with self.open(blob) as stream:
             config = json.loads(_read_whole(stream, blob, self._named))
@@ -147,15 +149,19 @@ class Repository:
             # No retry inside: the stream is consumed. Authorization is fresh: POST just had it.
             self._ask("PUT", location, headers, (201, 204), body=checked, retries=False)
 
-    def _manifest(self, version: str) -> tuple[bytes, str]:
+    def _manifest(self, version: str) -> tuple[bytes, dict[str, Any], str]:
         answer = self._ask("GET", f"manifests/{version}", {"Accept": ACCEPT})
         body = answer.data
         if len(body) > MANIFEST_LIMIT_BYTES:
             raise ImageError(self._named, f"its manifest has {len(body)} bytes")
         if version.startswith("sha256:") and digest_of(body) != version:
             raise ImageError(self._named, f"the manifest is not {version}")
+        try:
+            manifest: dict[str, Any] = json.loads(body)
+        except ValueError as exc:
+            raise ImageError(self._named, "its manifest is no JSON") from exc
         said = answer.headers.get("Content-Type", "").partition(";")[0].strip()
-        return body, json.loads(body).get("mediaType") or said
+        return body, manifest, manifest.get("mediaType") or said
 
     def _ask(
         self,
@@ -259,26 +265,24 @@ class Checked(io.RawIOBase):
 
 
 def push(
-    derived: Derived, source: Source, base: Base, layers: Sequence[Layer], to: Repository, tag: str
+    derived: Derived,
+    source: Source | None,
+    base: Base,
+    layers: Sequence[Layer],
+    to: Repository,
+    tag: str,
 ) -> None:
-    """Store `derived` under `tag`: blobs that are there stay, others are mounted or streamed."""
-    here, there = source.mounts, to.mounts
-    mount = here[1] if here and there and here[0] == there[0] and here != there else ""
+    """Store `derived` under `tag`: blobs that are there stay, others are mounted or streamed.
 
-    def put_config() -> None:
-        to.put(derived.config_blob, lambda: io.BytesIO(derived.config))
-
-    def put_base(blob: Blob) -> None:
-        to.put(blob, lambda: source.open(blob), mount)
-
-    def put_ours(layer: Layer) -> None:
-        to.put(layer.blob, lambda: layer.path.open("rb"))
-
-    put_config()  # first and alone: it logs in
-    unique = {blob.digest: blob for blob in base.layers}.values()
+    `source` holds the blobs of `base`; None for a base without layers.
+    """
+    to.put(derived.config_blob, lambda: io.BytesIO(derived.config))  # alone: it logs in
     with ThreadPoolExecutor(PARALLEL_BLOBS) as pool:
-        waiting = [pool.submit(put_base, blob) for blob in unique]
-        waiting += [pool.submit(put_ours, layer) for layer in layers]
+        waiting = [pool.submit(to.put, one.blob, partial(_opened, one.path)) for one in layers]
+        if source is not None:
+            mount = _mountable_from(source, to)
+            for blob in {blob.digest: blob for blob in base.layers}.values():
+                waiting.append(pool.submit(to.put, blob, partial(source.open, blob), mount))
         for one in waiting:
             one.result()
     to.put_manifest(tag, derived.manifest, derived.media_type)
@@ -344,6 +348,34 @@ def docker_login(host: str, environment: Mapping[str, str] = os.environ) -> Logi
             user, _, password = base64.b64decode(coded).decode().partition(":")
             return Login(user, password)
     return None
+
+
+def _opened(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _mountable_from(source: Source, to: Repository) -> str:
+    """The repository of `source`, where it is another one of the same registry."""
+    here, there = source.mounts, to.mounts
+    return here[1] if here and there and here[0] == there[0] and here != there else ""
+
+
+def _pool(url: str) -> urllib3.PoolManager:
+    """Connections to `url`, through the proxy that the environment names for it."""
+    options: dict[str, Any] = {
+        "maxsize": PARALLEL_BLOBS,
+        "blocksize": 1 << 18,
+        "timeout": urllib3.Timeout(connect=10, read=120),
+    }
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    if proxy and not _is_loopback(parts.hostname) and not proxy_bypass(parts.hostname or ""):
+        return urllib3.ProxyManager(proxy, **options)
+    return urllib3.PoolManager(**options)
+
+
+def _is_loopback(host: str | None) -> bool:
+    return host in ("localhost", "127.0.0.1", "::1")
 
 
 def _refusal(method: str, url: str, answer: urllib3.BaseHTTPResponse) -> tuple[str, str]:

@@ -1,0 +1,231 @@
+"""The laws of every handler, against the project's own local cloud in a process of its own."""
+
+import dataclasses
+import uuid
+
+import pytest
+
+from scar.apply import apply, observe
+from scar.aws.buckets import BucketTriggers
+from scar.aws.errors import speaking_to
+from scar.aws.handlers import handlers
+from scar.errors import CloudError
+from scar.images.derive import derive, host_base
+from scar.images.registry import push
+from scar.plan.diff import to_reach, to_remove
+from scar.plan.resources import (
+    Bucket,
+    BucketTrigger,
+    ComputeEnvironment,
+    Function,
+    Image,
+    JobDefinition,
+    JobQueue,
+    LogGroup,
+    Permission,
+    Repository,
+    id_of,
+)
+from tests.doubles.cloud import local_cloud
+
+
+@pytest.fixture(scope="module")
+def account(tmp_path_factory):
+    with local_cloud(tmp_path_factory.mktemp("cloud")) as account:
+        yield account
+
+
+def push_empty_image(to, tag):
+    base = host_base("x86_64")
+    push(derive(base, [], "5.0"), None, base, [], to, tag)
+
+
+@pytest.fixture
+def cloud(account):
+    """Handlers, and what cases need to stand before them."""
+    n = uuid.uuid4().hex[:8]
+    images = [Image(f"scar:f-{n}{one}") for one in "ab"]
+    keepers = handlers(account, dict.fromkeys((image.name for image in images), push_empty_image))
+    return n, images, keepers
+
+
+def uri(account, image):
+    return f"{account.facts().registry_host}/{image.name}"
+
+
+def cases(account, n, images):
+    """By kind: the resource, how it is after a change (None: it cannot change), what it needs."""
+    role, tags = f"arn:aws:iam::{account.account_id}:role/scar", {"createdby": "scar"}
+    function = Function(
+        f"f-{n}", uri(account, images[0]), role, 256, 30, 512, "x86_64", "does", {"AA": "1"}, tags
+    )
+    bucket = Bucket(f"bucket-{n}")
+    permission = Permission(f"{function.name}/{bucket.name}", function.name, bucket.name, "0" * 12)
+    arn = account.facts().arn("lambda", f"function:{function.name}")
+    trigger = BucketTrigger(
+        f"{bucket.name}/{function.name}",
+        bucket.name,
+        function.name,
+        arn,
+        (("in/", ""), ("b/", ".x")),
+    )
+    environment = ComputeEnvironment(
+        f"scar-{n}", "EC2", 2, 0, 0, ("optimal",), "role", ("subnet-1",), ("sg-1",), tags=tags
+    )
+    queue = JobQueue(environment.name, environment.name, tags=tags)
+    group = LogGroup(f"/aws/batch/{n}", 30, tags)
+    definition = JobDefinition(
+        f"f-{n}",
+        uri(account, images[0]),
+        role,
+        2,
+        512,
+        0,
+        group.name,
+        account.region,
+        {"AA": "1"},
+        tags,
+    )
+    images = [Repository("scar"), *images]
+    others = {"owner": "me"}
+    return {
+        "log group": (group, dataclasses.replace(group, retention_days=7, tags=others), []),
+        "bucket": (bucket, None, []),
+        "repository": (Repository(f"repo-{n}"), None, []),
+        "image": (images[1], None, [images[0]]),
+        "function": (
+            function,
+            dataclasses.replace(
+                function, image_uri=uri(account, images[2]), memory_mb=512, timeout_s=60,
+                ephemeral_storage_mb=1024, description="", environment={}, tags={"owner": "me"},
+            ),
+            images,
+        ),
+        "permission": (permission, None, [*images, function]),
+        "trigger": (
+            trigger,
+            dataclasses.replace(trigger, paths=(("other/", ""),)),
+            [*images, bucket, function, permission],
+        ),
+        "compute environment": (
+            environment, dataclasses.replace(environment, state="DISABLED", tags=others), []
+        ),
+        "job queue": (
+            queue, dataclasses.replace(queue, state="DISABLED", priority=2), [environment]
+        ),
+        "job definition": (
+            definition,
+            dataclasses.replace(definition, memory_mib=1024, vcpus=1, environment={}),
+            [],
+        ),
+    }  # fmt: skip
+
+
+def run(resources, keepers):
+    seen = observe(map(id_of, resources), keepers)
+    apply(to_reach(resources, seen), keepers, lambda step, state: None)
+
+
+KINDS = [
+    *("log group", "bucket", "repository", "image", "function", "permission", "trigger"),
+    *("compute environment", "job queue", "job definition"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_created_updated_and_deleted_reads_back(account, cloud, kind):
+    n, images, keepers = cloud
+    resource, changed, needed = cases(account, n, images)[kind]
+    run(needed, keepers)
+    handler = keepers[kind]
+    assert handler.read(resource.name) is None
+    handler.create(resource)
+    assert handler.read(resource.name) == resource
+    if changed is not None:
+        handler.update(changed, resource)
+        assert handler.read(resource.name) == changed
+    handler.delete(changed or resource)
+    assert handler.read(resource.name) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_a_plan_ran_the_next_is_empty(account, cloud, kind):
+    n, images, keepers = cloud
+    resource, changed, needed = cases(account, n, images)[kind]
+    run(needed, keepers)
+    for wanted in (resource, changed or resource):
+        run([wanted], keepers)
+        seen = observe([id_of(wanted)], keepers)
+        assert to_reach([wanted], seen).steps == ()
+    apply(to_remove(seen), keepers, lambda step, state: None)
+    assert observe([id_of(resource)], keepers) == {}
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("bucket", "repository", "image")])
+def test_deleting_what_is_gone_is_as_good(account, cloud, kind):
+    n, images, keepers = cloud
+    resource, _, _ = cases(account, n, images)[kind]
+    keepers[kind].delete(resource)
+
+
+def test_creating_again_what_everybody_shares_is_as_good(account, cloud):
+    n, _, keepers = cloud
+    for resource in (Bucket(f"bucket-{n}"), Repository(f"repo-{n}")):
+        keepers[resource.kind].create(resource)
+        keepers[resource.kind].create(resource)
+
+
+def test_a_bucket_keeps_the_notifications_of_others(account, cloud):
+    n, images, keepers = cloud
+    trigger, _, needed = cases(account, n, images)["trigger"]
+    run(needed, keepers)
+    other = Function(
+        f"{trigger.function}-2", uri(account, images[0]), "arn:aws:iam::000000000000:role/r", 128, 3
+    )
+    permission = Permission(f"{other.name}/{trigger.bucket}", other.name, trigger.bucket, "0" * 12)
+    run([other, permission], keepers)
+    arn = trigger.function_arn + "-2"
+    # Somebody's own entry, and that of a function whose name is ours with a number.
+    theirs = [
+        {"Id": "mine", "LambdaFunctionArn": arn, "Events": ["s3:ObjectRemoved:*"]},
+        {
+            "Id": f"scar-{other.name}",
+            "LambdaFunctionArn": arn,
+            "Events": ["s3:ObjectCreated:*"],
+            "Filter": {"Key": {"FilterRules": [{"Name": "Prefix", "Value": "theirs/"}]}},
+        },
+    ]
+    with speaking_to("s3"):
+        account.client("s3").put_bucket_notification_configuration(
+            Bucket=trigger.bucket,
+            NotificationConfiguration={"LambdaFunctionConfigurations": theirs},
+        )
+    keepers["trigger"].create(trigger)
+    assert keepers["trigger"].read(trigger.name) == trigger
+    keepers["trigger"].delete(trigger)
+    left = account.client("s3").get_bucket_notification_configuration(Bucket=trigger.bucket)
+    assert [one["Id"] for one in left["LambdaFunctionConfigurations"]] == [
+        "mine",
+        f"scar-{other.name}",
+    ]
+    assert isinstance(keepers["trigger"], BucketTriggers)
+
+
+def test_old_revisions_of_a_job_definition_are_removed(account, cloud):
+    n, images, keepers = cloud
+    definition, changed, _ = cases(account, n, images)["job definition"]
+    keepers["job definition"].create(definition)
+    keepers["job definition"].update(changed, definition)
+    answer = account.client("batch").describe_job_definitions(
+        jobDefinitionName=definition.name, status="ACTIVE"
+    )
+    assert [one["revision"] for one in answer["jobDefinitions"]] == [2]
+
+
+def test_what_the_cloud_refuses_is_told_in_its_own_words(account, cloud):
+    n, images, keepers = cloud
+    queue, _, _ = cases(account, n, images)["job queue"]
+    with pytest.raises(CloudError) as caught:
+        keepers["job queue"].create(queue)
+    assert (caught.value.service, caught.value.operation) == ("batch", "CreateJobQueue")
+    assert caught.value.code == "ClientException"
