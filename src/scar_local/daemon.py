@@ -31,6 +31,7 @@ from scar_local.logs import Logs
 from scar_local.others import Moto
 from scar_local.registry import Registry
 from scar_local.s3 import S3
+from scar_local.s3_body import owned_blobs
 from scar_local.store import Store
 
 PORT_VARIABLE = "SCAR_LOCAL_PORT"
@@ -93,7 +94,7 @@ class _Cloud:
         }
         self._store = Store(data)
         self.logs = Logs(self._store)
-        registry = Registry(self._store, lambda: url)
+        registry = self._registry = Registry(self._store, lambda: url)
         self._engine = AutoEngine(registry, data)
         try:
             self._functions = Functions(
@@ -126,7 +127,7 @@ class _Cloud:
 
         Clients that come before wait: the port listens from the beginning.
         """
-        self._s3.sweep()
+        self._sweep()
         self._functions.start()
         self._batch.start()
         self._events.start()
@@ -144,6 +145,13 @@ class _Cloud:
 
     def _answer(self, exchange: Exchange) -> None:
         self._door.answer(exchange)
+
+    def _sweep(self) -> None:
+        """Remove the blobs that a crash left without a row, S3's and the registry's."""
+        self._s3.sweep()
+        kept = set(owned_blobs(self._store)) | self._registry.blobs_in_use()
+        for blob in set(self._store.all_blobs()) - kept:
+            self._store.delete_blob(blob)
 
     def _serve(self) -> None:
         self._server.serve_forever(poll_interval=0.1)  # how long `stop` waits for it

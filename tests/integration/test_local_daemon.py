@@ -98,9 +98,13 @@ def test_what_was_answered_is_there_after_a_kill(daemons: Daemons, tmp_path: Pat
     role = cloud.client("iam").create_role(RoleName="r", AssumeRolePolicyDocument=TRUST)["Role"]
     cloud.process.kill()
     cloud.process.wait()
+    half_written = tmp_path / "blobs" / "ab" / ("ab" * 16)
+    half_written.parent.mkdir(exist_ok=True)
+    half_written.write_bytes(b"an upload that the kill cut short")
 
     again = daemons.start(tmp_path)
     assert again.about["port"] == cloud.about["port"]
+    assert not half_written.exists()
     body = again.client("s3").get_object(Bucket="video", Key="input/a b.txt")["Body"].read()
     assert body == b"frames"
     groups = again.client("logs").describe_log_groups()["logGroups"]
