@@ -109,7 +109,9 @@ def _located(fault: Fault, sources: Sources) -> Diagnostic:
 
 def _in_order(found: Sequence[Diagnostic]) -> list[Diagnostic]:
     """In the order of the text; a fault of a flag, found in each function, is told once."""
-    once = {(d.summary, d.place): d for d in reversed(found)}
+    once: dict[tuple[str, object], Diagnostic] = {}
+    for d in found:
+        once.setdefault((d.summary, d.place), d)
     return sorted(once.values(), key=_order)
 
 
@@ -173,7 +175,9 @@ def _words(kind: str, loc: Loc) -> str | None:
         return "one item" if loc[-1] == "architectures" else "one item or more"
     if kind.startswith(("greater_", "less_")):
         return _range_words(loc)
-    return f"a whole number{_of_unit(loc)}" if kind.startswith("int_") else None
+    if kind.startswith("int_") or kind == "finite_number":
+        return f"a whole number{_of_unit(loc)}"
+    return None
 
 
 def _choice(loc: Loc, got: Any) -> tuple[str, str]:

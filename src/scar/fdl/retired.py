@@ -24,6 +24,8 @@ class _Later(NamedTuple):
     path: tuple[str, ...]
     asks: Callable[[Any], bool] = bool
     """Whether the value asks for the feature at all."""
+    by: tuple[str, ...] = ()
+    """The key below that asks for it."""
 
 
 def _is_api(value: Any) -> bool:
@@ -64,7 +66,7 @@ _IGNORED = (
     ),
 )
 _LATER = (
-    _Later(("api_gateway",), _is_api),
+    _Later(("api_gateway",), _is_api, ("name",)),
     _Later(("lambda", "vpc")),
     _Later(("lambda", "file_system")),
     _Later(("batch", "multi_node_parallel"), _is_multi_node),
@@ -119,11 +121,11 @@ def _ignored(item: dict[str, Any], at: Loc) -> Iterator[Fault]:
 
 
 def _later(item: dict[str, Any], at: Loc) -> Iterator[Fault]:
-    for path, asks in _LATER:
+    for path, asks, by in _LATER:
         found, value = _take(item, path)
         if found and asks(value):
             yield Fault(
-                (*at, *path),
+                (*at, *path, *by),
                 f"`{path[-1]}` is not in this version of SCAR yet",
                 "remove it to deploy without",
                 is_about_key=True,

@@ -118,6 +118,9 @@ class Sources:
         # Of what encloses a missing value the key tells more than the value, a whole block.
         for cut in range(len(loc), 0, -1):
             for layer, inner in self._views(loc[:cut]):
+                # The blocks of scar.cfg belong to all functions: nothing of one is missing there.
+                if layer is self.config and cut <= 4:
+                    continue
                 if place := layer.keys.get(inner) or layer.values.get(inner):
                     return place
         return None
@@ -282,7 +285,7 @@ class _Reader:
         if self._count > MAX_VALUES:
             raise _fault(
                 f"the file expands to more than {MAX_VALUES:,} values",
-                place,
+                self.keys.get(loc[:1], place),
                 "write fewer aliases (`*name`) of aliases",
             )
         if len(loc) > MAX_DEPTH:
