@@ -27,7 +27,7 @@ def main() -> int:
 
 
 def _run(log: Log) -> int:
-    environ = dict(os.environ)
+    environ = _environment()
     if "AWS_LAMBDA_RUNTIME_API" in environ:
         from scar_supervisor import lambda_runtime
 
@@ -41,6 +41,20 @@ def _run(log: Log) -> int:
         "neither AWS_LAMBDA_RUNTIME_API nor AWS_BATCH_JOB_ID is set"
     )
     return contract.EXIT_CONFIG
+
+
+def _environment() -> dict[str, str]:
+    """The process's environment as it was given, without what Python adds in the C locale."""
+    environ = dict(os.environ)
+    if environ.get("LC_CTYPE") == "C.UTF-8":  # PEP 538
+        try:
+            with open("/proc/self/environ", "rb") as file:
+                given = file.read().split(b"\0")
+        except OSError:
+            return environ
+        if not any(line.startswith(b"LC_CTYPE=") for line in given):
+            del environ["LC_CTYPE"]
+    return environ
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from scar_supervisor import contract, events
 from scar_supervisor.faults import ConfigFault, Fault, ScriptTimedOut
 from scar_supervisor.log import Log
-from scar_supervisor.script import Limits
+from scar_supervisor.script import Limits, stop_grace_s
 from scar_supervisor.storage import Storages
 from scar_supervisor.supervise import Function, Supervisor, Turn, load_function, work_of
 from scar_supervisor.transport import BROKEN, Origin, Reply
@@ -187,11 +187,3 @@ class Runtime:
             "body": base64.b64encode(output).decode(),
             "isBase64Encoded": True,
         }
-
-
-def stop_grace_s(environ: Mapping[str, str]) -> float:
-    """Seconds between SIGTERM and SIGKILL for the script when the platform ends us."""
-    try:
-        return max(0.0, float(environ.get("SCAR_STOP_GRACE_S", "")))
-    except ValueError:
-        return Limits.stop_grace_s

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 
@@ -14,9 +13,8 @@ from scar_supervisor.faults import (
     ScriptFailed,
     StagingFailed,
 )
-from scar_supervisor.lambda_runtime import stop_grace_s
 from scar_supervisor.log import Log
-from scar_supervisor.script import Limits
+from scar_supervisor.script import Limits, stop_grace_s
 from scar_supervisor.storage import Storages
 from scar_supervisor.supervise import Supervisor, Turn, load_function, work_of
 
@@ -66,6 +64,8 @@ def _event(environ: Mapping[str, str], storages: Storages, log: Log) -> bytes:
 
 
 def _stored_event(text: str, environ: Mapping[str, str], storages: Storages, log: Log) -> bytes:
+    import hashlib
+
     from scar_supervisor import scratch
     from scar_supervisor.delegate import parse_reference
     from scar_supervisor.staging import Guard

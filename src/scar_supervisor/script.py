@@ -75,6 +75,14 @@ def adopt_orphans() -> None:
         raise OSError(number, os.strerror(number))
 
 
+def stop_grace_s(environ: Mapping[str, str]) -> float:
+    """`Limits.stop_grace_s` as the environment wants it (SCAR_STOP_GRACE_S)."""
+    try:
+        return max(0.0, float(environ.get("SCAR_STOP_GRACE_S", "")))
+    except ValueError:
+        return Limits.stop_grace_s
+
+
 class _Output:
     """What the script says: passed on line by line, its beginning and end kept."""
 

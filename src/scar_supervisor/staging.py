@@ -71,7 +71,8 @@ def stage_out(config: FunctionConfig, directory: str, storages: Storages, log: L
 
     first = for_each(small, send)
     second = for_each(large if not first.failed else [], send, threads=1)
-    done = first.done + second.done
+    order = {id(upload): index for index, upload in enumerate(uploads)}
+    done = sorted(first.done + second.done, key=lambda upload: order[id(upload)])
     failed = first.failed + second.failed
     if failed:
         tried = {id(upload) for upload in done} | {id(upload) for upload, _ in failed}
@@ -187,7 +188,9 @@ def _account(
     left: Sequence[_Upload],
 ) -> str:
     parts = [f"{len(done)} of {len(done) + len(failed) + len(left)} files uploaded"]
-    parts += [f"failed: {upload.target} ({exc})" for upload, exc in failed]
+    for upload, exc in failed:
+        why = exc.why if isinstance(exc, StagingFailed) else exc
+        parts.append(f"failed: {upload.target}: {why}")
     for word, uploads in (("uploaded", done), ("not tried", left)):
         if uploads:
             parts.append(f"{word}: {_listed(uploads, lambda upload: upload.target)}")

@@ -20,9 +20,9 @@ ENTRYPOINT = (
     f"{SCAR_DIR}/lib/ld.so",
     *("--inhibit-cache", "--library-path", f"{SCAR_DIR}/lib"),
     *("--argv0", f"{SCAR_DIR}/bin/python3", f"{SCAR_DIR}/bin/python3"),
-    *("-I", "-S", "-B", f"{SCAR_DIR}/app"),
+    *("-I", "-S", "-B", "-X", "utf8", f"{SCAR_DIR}/app"),
 )
-"""The supervisor's own loader and Python: the image's libc, if it has one, plays no part."""
+"""The supervisor's own loader and Python: the image's libc and locale play no part."""
 
 HOST_LABEL = "scar.host"
 """On images of the local cloud that run on this machine's own file system."""
