@@ -284,6 +284,11 @@ class ImageStore:
             if row["media_type"] in MANIFEST_TYPES
         }
 
+    def manifest_digests(self) -> set[str]:
+        """The digest of every manifest there is."""
+        rows = self.store.read().execute("SELECT DISTINCT digest FROM registry_manifests")
+        return {row[0] for row in rows}
+
     def blobs_in_use(self) -> set[str]:
         """Ids in the blob folder that belong to images."""
         return {row[0] for row in self.store.read().execute("SELECT blob FROM registry_blobs")}

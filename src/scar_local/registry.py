@@ -75,6 +75,10 @@ class Registry:
         """The layers' digests of every image there is."""
         return self._images.layer_chains()
 
+    def manifest_digests(self) -> set[str]:
+        """The digest of every image there is."""
+        return self._images.manifest_digests()
+
     def blobs_in_use(self) -> set[str]:
         """Ids in the store's blob folder that belong to the registry."""
         return self._images.blobs_in_use() | self._distribution.uploads_in_use()

@@ -250,6 +250,13 @@ def test_a_program_that_is_not_in_the_image_never_starts(world: World) -> None:
         world.start(image)
 
 
+def test_an_environment_that_would_end_a_word_early_is_refused(world: World) -> None:
+    image = world.image()
+    for given in ({"A": "x\0--bind\0/\0/host"}, {"A=B": "x"}):
+        with pytest.raises(EngineError, match=r"NUL|name of an environment variable"):
+            world.start(image, "env", environment=given)
+
+
 def test_an_image_that_is_not_there_never_starts(world: World) -> None:
     with pytest.raises(EngineError, match=r"CannotPullContainerError.*scar:none"):
         world.start("000000000000.dkr.ecr.us-east-1.amazonaws.com/scar:none", "echo")
@@ -361,6 +368,34 @@ def test_each_way_to_a_writable_root_gives_the_same(bubblewrap: World, overlay: 
         spec = ContainerSpec("test", "", command=command, read_only_root=False)
         assert runner.run(spec, image, lines.append).wait(LIMIT_S) == Exit(0)
         assert [line for line in lines if line in ("x", "new", "passwd")] == ["x", "new", "passwd"]
+
+
+@pytest.mark.docker
+def test_docker_forgets_images_that_the_registry_has_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for world in _world("docker", tmp_path, monkeypatch):
+        kept, gone = (world.image(layer(Item("n", name))) for name in (b"kept", b"gone"))
+        for image in (kept, gone):
+            world.run(image, "echo")
+        ecr(
+            world.registry,
+            "batch_delete_image",
+            repositoryName="scar",
+            imageIds=[{"imageTag": gone.rpartition(":")[2]}],
+        )
+        AutoEngine(world.registry, world.data).prepare()
+        client = docker.from_env()
+        names = [
+            name
+            for image in client.images.list()
+            for name in image.attrs.get("RepoDigests") or ()
+            if name.startswith(world.client.address)
+        ]
+        client.close()
+        assert [name.partition("@")[2] for name in names] == [
+            world.registry.resolve(kept).manifest_digest
+        ]
 
 
 def test_auto_reports_what_it_tried_and_names_the_remedy(

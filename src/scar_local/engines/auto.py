@@ -46,6 +46,9 @@ class Images(Protocol):
     def layer_chains(self) -> set[tuple[str, ...]]:
         """The layers' digests of every image there is."""
 
+    def manifest_digests(self) -> set[str]:
+        """The digest of every image there is."""
+
 
 class AutoEngine:
     """The engine of a local cloud: one `start` for every image.
@@ -77,6 +80,7 @@ class AutoEngine:
         self._bubblewrap = Bubblewrap(shared)
         self._process = HostProcess(shared)
         self._probes: dict[str, Probe] = {}
+        self._probing = {name: threading.Lock() for name in ("docker", "bubblewrap", "process")}
         self._running: list[Running] = []
         self._sweep()
 
@@ -112,6 +116,8 @@ class AutoEngine:
             why = self._probes[name].why
         except EngineError as exc:
             why = str(exc)
+        docker = name == self._docker.name
+        limits = "memory and CPU limits by Docker" if docker else self._find_limits().what
         return {
             "engine": name,
             "why": why,
@@ -120,9 +126,7 @@ class AutoEngine:
                 {"engine": probe.engine, "ok": probe.ok, "why": probe.why}
                 for probe in self._probes.values()
             ],
-            "limits": "memory and CPU limits by Docker"
-            if name == "docker"
-            else self._find_limits().what,
+            "limits": f"{limits}; the size of /tmp is not limited",
         }
 
     def stop_all(self, grace_s: float = 0.0) -> None:
@@ -158,11 +162,13 @@ class AutoEngine:
         raise EngineError(f"nothing here runs container images ({tried}); {_INSTALL}")
 
     def _probe(self, runner: Runner) -> Probe:
-        with self._lock:
+        with self._probing[runner.name]:
             if runner.name not in self._probes:
-                self._probes[runner.name] = runner.probe()
-                if runner is self._docker and self._probes[runner.name].ok:
+                probe = runner.probe()
+                if runner is self._docker and probe.ok:
                     self._docker.sweep()
+                    self._docker.remove_images(self._images.manifest_digests())
+                self._probes[runner.name] = probe
             return self._probes[runner.name]
 
     def _find_limits(self) -> Limits:

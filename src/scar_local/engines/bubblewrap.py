@@ -162,6 +162,7 @@ class _Container:
         self._exit = Exit(_NEVER_RAN)
         self._done = threading.Event()
         self._last_line = ""
+        self._sending = threading.Lock()
         self._pidfd = _pidfd(held.pid)
 
     def begin(self, name: str, on_output: Callable[[str], None]) -> None:
@@ -195,11 +196,12 @@ class _Container:
         self._done.wait()
 
     def _send(self, number: signal.Signals) -> None:
-        try:
-            signal.pidfd_send_signal(self._pidfd, number)
-        except (ProcessLookupError, OSError):
-            if number is signal.SIGKILL:
-                self._held.process.kill()
+        with self._sending:  # else the number could be that of another container's by now
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except OSError:
+                if number is signal.SIGKILL:
+                    self._held.process.kill()
 
     def _follow(self, on_output: Callable[[str], None]) -> None:
         def pass_on(line: str) -> None:
@@ -217,7 +219,9 @@ class _Container:
         code = exit_code(self._held.process.wait())
         if self._pidfd >= 0:
             select.select([self._pidfd], [], [])  # the container is gone, not only its bubblewrap
-            os.close(self._pidfd)
+            with self._sending:
+                os.close(self._pidfd)
+                self._pidfd = -1
         self._exit = self._judge(records, code)
         self._group.close()
         remove_tree(self._scratch)

@@ -5,15 +5,17 @@ Images are pulled from this local cloud's own registry: daemons allow plain HTTP
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scar_local.engines import ContainerSpec, EngineError, Exit, Running
 from scar_local.engines.limits import OOM_REASON
 from scar_local.engines.runner import Probe
+from scar_local.engines.settings import check_words
 from scar_local.engines.spawn import Lines
 from scar_local.image_store import StoredImage
 
@@ -66,6 +68,7 @@ class Docker:
         """Start a container. Raises EngineError."""
         import docker
 
+        check_words(spec.command, spec.environment)
         client = self._connected()
         try:
             name = self._pull(client, image)
@@ -88,11 +91,28 @@ class Docker:
 
     def sweep(self) -> None:
         """Remove the containers that an earlier run of this local cloud left."""
+        import docker
+
         client = self._connected()
-        for item in client.api.containers(
-            all=True, quiet=True, filters={"label": f"{LABEL}={self._data}"}
-        ):
-            _remove(client, item["Id"])
+        try:
+            for item in client.api.containers(
+                all=True, quiet=True, filters={"label": f"{LABEL}={self._data}"}
+            ):
+                _remove(client, item["Id"])
+        except (docker.errors.DockerException, OSError) as exc:
+            raise EngineError(f"containers of an earlier run stay: {_short(exc)}") from exc
+
+    def remove_images(self, keep: Collection[str]) -> None:
+        """Remove what was pulled from here before and is no image (digest) of the registry now."""
+        import docker
+
+        client = self._connected()
+        prefix = f"{self._address()}/"
+        with contextlib.suppress(docker.errors.DockerException, OSError):  # it only costs space
+            for image in client.images.list():
+                for name in image.attrs.get("RepoDigests") or ():
+                    if name.startswith(prefix) and name.partition("@")[2] not in keep:
+                        client.images.remove(name)
 
     def _connected(self) -> DockerClient:
         if self._client is None:

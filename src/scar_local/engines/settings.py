@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ def image_settings(spec: ContainerSpec, config: Mapping[str, Any], root: Path) -
     declared = dict(line.partition("=")[::2] for line in run.get("Env") or ())
     environment = {"PATH": DEFAULT_PATH, "HOME": home, **declared, **spec.environment}
     argv = (*(run.get("Entrypoint") or ()), *(spec.command or run.get("Cmd") or ()))
-    directory = run.get("WorkingDir") or "/"
+    directory = "/" + str(run.get("WorkingDir") or "").lstrip("/")
+    check_words(argv, environment)
     _check_program(argv, environment["PATH"], directory, root)
     return Settings(argv, environment, directory, uid, gid)
 
@@ -67,6 +68,7 @@ def host_settings(spec: ContainerSpec, layer: Path, package_parent: Path) -> Set
         **spec.environment,
         _FUNCTION_DIR_VARIABLE: str(layer / _FUNCTION_DIR),
     }
+    check_words(spec.command, environment)
     python = (sys.executable, "-I", "-S", "-B", "-c", _START_SUPERVISOR, str(package_parent))
     return Settings(
         (*python, *spec.command),
@@ -75,6 +77,15 @@ def host_settings(spec: ContainerSpec, layer: Path, package_parent: Path) -> Set
         os.getuid(),
         os.getgid(),
     )
+
+
+def check_words(argv: Iterable[str], environment: Mapping[str, str]) -> None:
+    """Raises EngineError for what the kernel cannot pass on (and bubblewrap would misread)."""
+    if any("\0" in text for text in (*argv, *environment, *environment.values())):
+        raise EngineError("the command or the environment holds a NUL character")
+    for name in environment:
+        if not name or "=" in name:
+            raise EngineError(f"`{name}` cannot be the name of an environment variable")
 
 
 def supervisor_parent() -> Path:
