@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from scar.aws.handlers import Handler, handlers
 from scar.aws.repositories import Push, remote, tags_of
 from scar.bundle import function_layer, runtime_layer
 from scar.errors import Diagnostic, FdlError, UserError
-from scar.fdl.schema import AwsFunction, Deployment
+from scar.fdl.schema import AwsFunction, Container, Deployment
 from scar.images import reference
 from scar.images.archive import Archive
 from scar.images.derive import (
@@ -40,6 +41,7 @@ from scar.plan.resources import (
     CREATED_BY,
     REPOSITORY,
     TAG_CREATED_BY,
+    TAG_KEEP_IMAGE,
     TAG_QUEUE,
     BucketTrigger,
     ComputeEnvironment,
@@ -156,6 +158,8 @@ class _Builder:
     ) -> None:
         self._account, self._facts, self._tell = account, facts, tell
         self._base_folder, self._work = base_folder, work
+        self._bases: dict[tuple[str, str], tuple[Source | None, Base]] = {}
+        self._reading = threading.Lock()
 
     def build(self, function: AwsFunction) -> _Built:
         its = function.lambda_
@@ -181,21 +185,26 @@ class _Builder:
         return _Built(facts, tag, _pusher(source, base, layers))
 
     def _base(self, function: AwsFunction, architecture: str) -> tuple[Source | None, Base]:
-        container, name = function.lambda_.container, function.lambda_.name
+        """The base of a function's image; functions that share one read it once."""
+        container = function.lambda_.container
         if container.image == "host":
             return None, host_base(function.lambda_.architectures[0])
+        key = container.image_file or container.image or "", architecture
+        with self._reading:
+            if key not in self._bases:
+                self._tell(f"reading image {key[0]}")
+                source = self._source(container, len(self._bases))
+                version = reference.parse(container.image).version if container.image else ""
+                self._bases[key] = source, source.base(version, architecture)
+            return self._bases[key]
+
+    def _source(self, container: Container, n: int) -> Source:
         if container.image_file is not None:
-            path = self._base_folder / container.image_file
-            self._tell(f"reading image archive {container.image_file}")
-            folder = self._work / f"{name}-archive"
+            folder = self._work / f".archive-{n}"  # no function's name begins with a dot
             folder.mkdir()
-            archive = Archive(path, folder)
-            return archive, archive.base("", architecture)
+            return Archive(self._base_folder / container.image_file, folder)
         image = container.image or ""
-        self._tell(f"reading image {image}")
-        ref = reference.parse(image)
-        repository = self._repository(ref, image)
-        return repository, repository.base(ref.version, architecture)
+        return self._repository(reference.parse(image), image)
 
     def _repository(self, ref: reference.Reference, image: str) -> RemoteRepository:
         if ref.host == self._facts.registry_host:
@@ -268,7 +277,12 @@ def _all_of(
     if function is not None and not _is_ours(function):
         hint = f"it lacks the tag `{TAG_CREATED_BY}={CREATED_BY}`; delete it as you made it"
         raise UserError(f"function `{name}` was not made by SCAR", hint)
-    return {rid: resource for rid, resource in found.items() if _is_ours(resource)}
+    keeps = TAG_KEEP_IMAGE in getattr(function, "tags", {})
+    return {
+        rid: resource
+        for rid, resource in found.items()
+        if _is_ours(resource) and not (keeps and isinstance(resource, Image))
+    }
 
 
 def _is_ours(resource: Resource) -> bool:

@@ -59,7 +59,7 @@ def test_missing_credentials_say_what_to_do(tmp_path, monkeypatch):
 
 
 def test_a_cloud_that_does_not_answer_is_a_cloud_error():
-    with pytest.raises(CloudError, match=r"Could not connect"):
+    with pytest.raises(CloudError, match=r"http://127.0.0.1:9/ does not answer"):
         _ = connect(LOCAL).account_id
 
 

@@ -1,5 +1,8 @@
 """Deploying to a real local cloud: plans, changes of mind, failures, removal."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from scar.aws.functions import list_functions, using
@@ -152,6 +155,27 @@ def test_rm_leaves_functions_that_scar_did_not_make(account, folder):
     with pytest.raises(UserError, match="not made by SCAR"):
         prepare_removal(["split"], account)
     assert prepare_removal(None, account).plan.steps == ()
+
+
+def test_rm_keeps_images_where_the_fdl_says_so(account, folder):
+    deploy(account, folder, {**a_function("split"), "ecr": {"delete_image": False}})
+    carry_out(prepare_removal(["split"], account), lambda step, state: None)
+    assert len(account.client("ecr").list_images(repositoryName="scar")["imageIds"]) == 1
+
+
+def test_several_deployments_at_once_do_not_disturb_each_other(account, folder):
+    names = ["a", "b", "c", "d"]
+    functions = [a_function(n, "batch", input=[{**S3, "path": f"video/{n}"}]) for n in names]
+    found = [prepared(account, folder, function) for function in functions]
+    start = threading.Barrier(len(found))
+
+    def one(plan):
+        start.wait()
+        carry_out(plan, lambda step, state: None)
+
+    with ThreadPoolExecutor(len(found)) as pool:
+        list(pool.map(one, found))
+    assert steps(prepared(account, folder, *functions)) == []
 
 
 def test_a_missing_script_is_told_before_anything_is_made(account, folder):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from scar.aws.errors import speaking_to
@@ -69,10 +75,21 @@ class Account:
         """The caller's unique id (STS UserId): the value of the tag `owner`."""
         return self._identity["UserId"]
 
-    def exclusive(self, what: str) -> threading.Lock:
-        """The lock of this process for changing one shared thing of the account."""
+    @contextmanager
+    def exclusive(self, what: str) -> Iterator[None]:
+        """Change one shared thing of the account alone: no thread and no process of this user."""
         with self._lock:
-            return self._exclusive.setdefault(what, threading.Lock())
+            lock = self._exclusive.setdefault(what, threading.Lock())
+        place = f"{self._target.endpoint_url} {self.region} {what}"
+        name = f"scar-{os.getuid()}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.lock"
+        path = Path(tempfile.gettempdir()) / name
+        with lock:
+            file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(file)
 
     def facts(self) -> AccountFacts:
         """The account as planning sees it."""

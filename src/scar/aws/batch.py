@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ class ComputeEnvironments:
         Raises CloudError with Batch's own reason where it becomes INVALID.
         """
         role: Any = {"serviceRole": wanted.service_role} if wanted.service_role else {}
-        with speaking_to("batch"):
+        with _made_by_somebody_else(), speaking_to("batch"):
             self._client.create_compute_environment(
                 computeEnvironmentName=wanted.name,
                 type="MANAGED",
@@ -153,7 +154,7 @@ class JobQueues:
 
     def create(self, wanted: JobQueue) -> None:
         """Create the queue; returns when it is VALID."""
-        with speaking_to("batch"):
+        with _made_by_somebody_else(), speaking_to("batch"):
             self._client.create_job_queue(
                 jobQueueName=wanted.name, tags=wanted.tags, **_queue(wanted)
             )
@@ -390,6 +391,16 @@ def _settle(describe: Callable[[], Any], what: str) -> None:
         return bool(its["status"] == "VALID")
 
     until(is_valid, what, "batch")
+
+
+@contextmanager
+def _made_by_somebody_else() -> Iterator[None]:
+    """What functions share may be made by two commands at once: the name says it is the same."""
+    try:
+        yield
+    except CloudError as exc:
+        if not (exc.code == "ClientException" and "already exists" in str(exc)):
+            raise
 
 
 def _living(found: Any) -> Any:

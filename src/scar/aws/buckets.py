@@ -146,7 +146,7 @@ class BucketTriggers:
         return document
 
     def _write(self, bucket: str, function: str, ours: Sequence[Any]) -> None:
-        # Two triggers of one bucket may be written by threads of one plan: one at a time.
+        # S3 has no condition for this write: two at once, and the first one's entry is lost.
         with self._account.exclusive(f"notifications of {bucket}"):
             document = self._document(bucket)
             others = [entry for entry in _entries(document) if not _is_ours(entry, function)]

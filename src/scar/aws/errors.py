@@ -44,6 +44,12 @@ def speaking_to(service: str) -> Iterator[None]:
         raise UserError(str(exc), "list the profiles with `aws configure list-profiles`") from exc
     except boto.WaiterError as exc:
         raise CloudError(service, exc.kwargs["name"], "NotReady", _waited(exc)) from exc
+    except boto.EndpointConnectionError as exc:
+        where = exc.kwargs["endpoint_url"]
+        hint = "is the network up? for the local cloud see `scar local status`"
+        raise CloudError(
+            service, "connect", "Unreachable", f"{where} does not answer", hint
+        ) from exc
     except (boto.BotoCoreError, Boto3Error, RetriesExceededError) as exc:
         code, operation = type(exc).__name__, "call"
         raise CloudError(service, operation, code, " ".join(str(exc).split())) from exc

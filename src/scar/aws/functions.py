@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,27 +195,10 @@ class Permissions:
 
 def list_functions(account: Account) -> list[FunctionInfo]:
     """The functions that the caller made with SCAR, by name."""
-    infos = []
-    for name, tags in owned(account).items():
-        try:
-            with speaking_to("lambda"):
-                its = account.client("lambda").get_function_configuration(FunctionName=name)
-        except CloudError as exc:
-            if is_absent(exc):  # the tagging API still tells of functions deleted a while ago
-                continue
-            raise
-        infos.append(
-            FunctionInfo(
-                name=name,
-                memory_mb=its["MemorySize"],
-                timeout_s=its["Timeout"],
-                image=tags.get(TAG_IMAGE, ""),
-                api_url="",
-                supervisor_version=tags.get(TAG_SUPERVISOR, ""),
-                execution_mode=tags.get(TAG_MODE, "lambda"),
-            )
-        )
-    return infos
+    tags = owned(account)
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda name: _info(account, name, tags[name]), tags)
+        return [info for info in found if info is not None]
 
 
 def owned(account: Account) -> dict[str, Mapping[str, str]]:
@@ -283,6 +267,25 @@ def statement_id(bucket: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", bucket):
         return f"scar-{bucket}"
     return f"scar-{hashlib.sha256(bucket.encode()).hexdigest()[:32]}"
+
+
+def _info(account: Account, name: str, tags: Mapping[str, str]) -> FunctionInfo | None:
+    try:
+        with speaking_to("lambda"):
+            its = account.client("lambda").get_function_configuration(FunctionName=name)
+    except CloudError as exc:
+        if is_absent(exc):  # the tagging API still tells of functions deleted a while ago
+            return None
+        raise
+    return FunctionInfo(
+        name=name,
+        memory_mb=its["MemorySize"],
+        timeout_s=its["Timeout"],
+        image=tags.get(TAG_IMAGE, ""),
+        api_url="",
+        supervisor_version=tags.get(TAG_SUPERVISOR, ""),
+        execution_mode=tags.get(TAG_MODE, "lambda"),
+    )
 
 
 def _tagged(account: Account, tags: Mapping[str, str]) -> dict[str, Mapping[str, str]]:

@@ -15,6 +15,7 @@ from scar.plan.resources import (
     TAG_CREATED_BY,
     TAG_FUNCTION,
     TAG_IMAGE,
+    TAG_KEEP_IMAGE,
     TAG_MODE,
     TAG_OWNER,
     TAG_QUEUE,
@@ -203,6 +204,7 @@ def _labels(function: AwsFunction, image: ImageFacts) -> dict[str, str]:
         TAG_MODE: function.lambda_.execution_mode,
         TAG_IMAGE: re.sub(r"[^\w\s.:/=+@-]", "_", name)[:256],
         TAG_SUPERVISOR: image.supervisor,
+        TAG_KEEP_IMAGE: "" if function.ecr.delete_image else "true",
     }
     return {key: value for key, value in labels.items() if value}
 

@@ -18,6 +18,8 @@ TAG_QUEUE = "scar:queue"
 TAG_MODE = "scar:execution-mode"
 TAG_IMAGE = "scar:image"
 """On a function: the image as the user named it."""
+TAG_KEEP_IMAGE = "scar:keep-image"
+"""On a function: `rm` leaves its images (`ecr.delete_image: false`)."""
 TAG_SUPERVISOR = "scar:supervisor"
 """On a function: the version of the supervisor in its image."""
 
