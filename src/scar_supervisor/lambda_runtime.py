@@ -33,7 +33,8 @@ def run(environ: Mapping[str, str], log: Log) -> int:
         log.error(str(fault))
         api.fail_to_start(fault)
         return contract.EXIT_CONFIG
-    runtime = Runtime(function, environ, Log(function.config.log_level))
+    log = Log(function.config.log_level)
+    runtime = Runtime(function, environ, log)
     while True:
         try:
             invocation = api.next()
@@ -41,17 +42,10 @@ def run(environ: Mapping[str, str], log: Log) -> int:
             log.debug(f"the Runtime API is gone: {exc}")
             return 0
         try:
-            answer = runtime.answer(invocation)
-        except Fault as fault:
-            log.error(f"{type(fault).__name__}: {fault}")
-            api.fail(invocation.request_id, type(fault).__name__, fault.report)
-        except Exception as exc:
-            import traceback
-
-            log.error(traceback.format_exc())
-            api.fail(invocation.request_id, "SupervisorError", f"{type(exc).__name__}: {exc}")
-        else:
-            api.respond(invocation.request_id, answer)
+            _answer(api, runtime, invocation, log)
+        except BROKEN as exc:
+            log.error(f"the Runtime API took no answer to {invocation.request_id}: {exc}")
+            return 1
 
 
 @dataclass(frozen=True)
@@ -117,6 +111,22 @@ class RuntimeApi:
             **(headers or {}),
         }
         return self._origin.exchange(method, VERSION_PATH + path, all_headers, body)
+
+
+def _answer(api: RuntimeApi, runtime: Runtime, invocation: Invocation, log: Log) -> None:
+    """Answer one event, whatever happens. Raises one of transport.BROKEN when the API is gone."""
+    try:
+        answer = runtime.answer(invocation)
+    except Fault as fault:
+        log.error(f"{type(fault).__name__}: {fault}")
+        api.fail(invocation.request_id, type(fault).__name__, fault.report)
+    except Exception as exc:
+        import traceback  # never needed unless there is a bug
+
+        log.error(traceback.format_exc())
+        api.fail(invocation.request_id, "SupervisorError", f"{type(exc).__name__}: {exc}")
+    else:
+        api.respond(invocation.request_id, answer)
 
 
 class Runtime:

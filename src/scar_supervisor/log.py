@@ -6,6 +6,7 @@ Not the `logging` package: importing it takes longer than everything else at sta
 from __future__ import annotations
 
 import os
+import select
 import time
 
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
@@ -41,6 +42,9 @@ class Log:
         while view and not self._gone:
             try:
                 view = view[os.write(self._descriptor, view) :]
+            except BlockingIOError:
+                # Whoever shares our stdout may have made it non-blocking.
+                select.select([], [self._descriptor], [])
             except BrokenPipeError:
                 # Nobody reads the log any more; that is no reason to fail the user's script.
                 self._gone = True

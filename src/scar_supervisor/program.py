@@ -9,6 +9,7 @@ from scar_supervisor import contract
 from scar_supervisor.contract import FunctionConfig
 from scar_supervisor.events import Event
 from scar_supervisor.faults import ConfigFault
+from scar_supervisor.scratch import write_file
 
 SHELL = "/bin/sh"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -25,9 +26,7 @@ def command_line(
         return (*config.image.entrypoint, *event.arguments)
     if event.script is not None:
         path = os.path.join(directory, "script")
-        with open(path, "xb") as file:
-            file.write(event.script)
-        os.chmod(path, 0o700)
+        write_file(path, event.script, 0o700)
         return script_command(path)
     if config.has_script:
         return script_command(os.path.join(function_dir, contract.SCRIPT_NAME))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from scar_supervisor.faults import ConfigFault
+from scar_supervisor.faults import ConfigFault, StagingFailed
 from scar_supervisor.log import Log
 
 
@@ -35,6 +35,16 @@ def fresh(environ: Mapping[str, str], log: Log) -> Iterator[Scratch]:
     finally:
         if left := remove(root):
             log.warning(f"{left} files in {root} could not be removed")
+
+
+def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Make a new file. Raises StagingFailed where the disk is full."""
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+        os.chmod(path, mode)
+    except OSError as exc:
+        raise StagingFailed(path, f"cannot be written: {exc.strerror}") from exc
 
 
 def remove(root: str) -> int:

@@ -120,8 +120,7 @@ class Supervisor:
             return path
         if item is None and event.body is not None:
             path = os.path.join(directories.input, event.body_name)
-            with open(path, "xb") as file:
-                file.write(event.body)
+            scratch.write_file(path, event.body)
             return path
         return directories.input
 
@@ -148,8 +147,7 @@ class Supervisor:
             given["_X_AMZN_TRACE_ID"] = turn.trace_id
         if not environment.fits("EVENT", event.text):
             given["EVENT_FILE"] = os.path.join(directories.root, "event.json")
-            with open(given["EVENT_FILE"], "x", encoding="utf-8") as file:
-                file.write(given.pop("EVENT"))
+            scratch.write_file(given["EVENT_FILE"], given.pop("EVENT").encode())
             self._log.warning(
                 f"the event has {len(event.text):,} characters, too many for a variable: "
                 "it is in the file $EVENT_FILE instead of $EVENT"
