@@ -188,8 +188,8 @@ def log_event(event: LogEvent, *, as_json: bool) -> None:
 
 
 def log_line(text: str) -> None:
-    """A line of a job that a run waits for: talk, as the output is told at the end."""
-    talk(text.rstrip("\n"))
+    """A line of the job that a run waits for: what the script says is what was asked for."""
+    print(text.rstrip("\n"), flush=True)
 
 
 def ran(result: RunResult, *, as_json: bool, shows_output: bool) -> None:

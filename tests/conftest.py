@@ -1,0 +1,12 @@
+"""What every test may ask for."""
+
+import os
+
+import pytest
+
+
+def missing(what: str, why: str) -> None:
+    """Skip the test because `what` is not here; fail it where SCAR_TEST_REQUIRE names `what`."""
+    if what in os.environ.get("SCAR_TEST_REQUIRE", "").split(","):
+        pytest.fail(f"{what} are required here: {why}")
+    pytest.skip(why)
