@@ -29,6 +29,7 @@ from botocore.validate import ParamValidator
 from scar_local.protocol import Answer, ApiError, Call, Request, error_answer
 
 INVALID = {
+    "apigateway": "BadRequestException",
     "batch": "ClientException",
     "ecr": "InvalidParameterException",
     "lambda": "ValidationException",

@@ -25,6 +25,8 @@ from scar_local.door import Control, Door
 from scar_local.engines.auto import AutoEngine
 from scar_local.events import Events
 from scar_local.functions import Functions
+from scar_local.gateway import Gateway
+from scar_local.gateway_endpoint import Endpoint
 from scar_local.http import Exchange, Server
 from scar_local.identity import Sts, Tagging
 from scar_local.logs import Logs
@@ -58,22 +60,23 @@ def run(data: Path, port: int | None = None, environ: Mapping[str, str] = os.env
     stop = threading.Event()
     data = data.absolute()
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (data / "lock").open("ab") as lock:
-        _hold(lock.fileno(), data)
-        logging.basicConfig(
-            filename=data / "daemon.log",
-            level=logging.INFO,
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
-        cloud = _Cloud(data, _wanted_port(port, environ), _last_port(data), stop.set)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-        cloud.start()
-        _announce(cloud.about, data)
-        while not stop.wait(SWEEP_EVERY_S):
-            cloud.logs.sweep()
-        _log.info("stopping")
-        cloud.stop()
+    # Never closed: the kernel lets go of it when all else of this process is over, so that whoever
+    # gets the lock next finds no file of ours in use.
+    _hold(os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), data)
+    logging.basicConfig(
+        filename=data / "daemon.log",
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    cloud = _Cloud(data, _wanted_port(port, environ), _last_port(data), stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    cloud.start()
+    _announce(cloud.about, data)
+    while not stop.wait(SWEEP_EVERY_S):
+        cloud.logs.sweep()
+    _log.info("stopping")
+    cloud.stop()
 
 
 class _Cloud:
@@ -111,16 +114,19 @@ class _Cloud:
         self._s3 = S3(
             self._store, self._events.record, self._events.wake, self._functions.can_be_invoked_by
         )
+        self._gateway = Gateway(self._store)
         services = {
+            "apigateway": self._gateway,
             "batch": self._batch,
             "ecr": registry,
             "lambda": self._functions,
             "logs": self.logs,
             "sts": Sts(),
-            "tagging": Tagging([self._functions, self._batch, self.logs, registry]),
+            "tagging": Tagging([self._functions, self._batch, self.logs, registry, self._gateway]),
         }
         control = Control(self._status, stop)
-        self._door = Door(services, self._s3, registry, Moto(data), control)
+        apis = Endpoint(self._gateway, self._functions)
+        self._door = Door(services, self._s3, registry, Moto(data), control, apis)
 
     def start(self) -> None:
         """Go on with what an earlier daemon left undone, and answer requests.
@@ -169,6 +175,7 @@ class _Cloud:
             "counts": {
                 **self._s3.counts(),
                 **self._functions.counts(),
+                **self._gateway.counts(),
                 **{f"jobs_{status.lower()}": number for status, number in jobs},
             },
         }

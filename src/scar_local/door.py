@@ -1,7 +1,8 @@
 """The door: every request of the one port comes in here and goes to the service it is meant for.
 
 A signed request names its service in the signature's credential scope; an unsigned one is for the
-daemon itself (`/_scar/`), the image registry (`/v2/`) or S3 (presigned with version 2, anonymous).
+daemon itself (`/_scar/`), an API of API Gateway (`/_aws/execute-api/`), the image registry (`/v2/`)
+or S3 (presigned with version 2, anonymous).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote
 
+from scar_local.gateway_endpoint import is_for_api
 from scar_local.http import Exchange
 from scar_local.protocol import (
     BODY_LIMIT,
@@ -27,6 +29,7 @@ from scar_local.protocol import (
 )
 
 MODELS = {
+    "apigateway": "apigateway",
     "batch": "batch",
     "ecr": "ecr",
     "lambda": "lambda",
@@ -35,9 +38,6 @@ MODELS = {
     "tagging": "resourcegroupstaggingapi",
 }
 """botocore's name of each own service, by the name that requests are signed for."""
-
-LATER = frozenset(["apigateway", "execute-api"])
-"""Services that will be ours and that moto would only seem to run."""
 
 _SCOPE = re.compile(r"Credential=[^/,\s]+/\d+/([^/,\s]*)/([^/,\s]+)/aws4_request")
 _QUERY_SCOPE = re.compile(r"[^/]+/\d+/([^/]*)/([^/]+)/aws4_request")
@@ -52,7 +52,7 @@ class Streaming(Protocol):
 
 
 class Handling(Protocol):
-    """What reads and answers the exchange by itself: the registry, moto."""
+    """What reads and answers the exchange by itself: the registry, moto, API Gateway's APIs."""
 
     def handle(self, exchange: Exchange) -> None:
         """Answer the exchange."""
@@ -76,9 +76,10 @@ class Door:
         registry: Handling,
         others: Handling,
         control: Control,
+        apis: Handling | None = None,
     ) -> None:
         self._services, self._s3, self._registry = services, s3, registry
-        self._others, self._control = others, control
+        self._others, self._control, self._apis = others, control, apis
 
     def answer(self, exchange: Exchange) -> None:
         """Answer the exchange, whatever happens: a fault of ours is an InternalFailure and logged.
@@ -102,12 +103,12 @@ class Door:
     def _route(self, exchange: Exchange, service: str, region: str) -> None:
         if exchange.path.startswith("/_scar/"):
             self._administer(exchange)
+        elif self._apis is not None and is_for_api(exchange):
+            self._apis.handle(exchange)
         elif service == "s3":
             self._s3.handle(exchange, region)
         elif service in self._services:
             _reply(exchange, self._serve(exchange, service, region))
-        elif service in LATER:
-            raise ApiError("NotImplemented", f"{service} is not in the local cloud yet", 501)
         elif service:
             self._others.handle(exchange)
         elif exchange.path == "/v2" or exchange.path.startswith("/v2/"):

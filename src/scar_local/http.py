@@ -111,10 +111,13 @@ class Exchange:
         self,
         status: int = 200,
         body: bytes = b"",
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | tuple[str, ...]] | None = None,
         content_type: str | None = None,
     ) -> None:
-        """Answer. To HEAD, give the headers (with Content-Length) and leave `body` empty."""
+        """Answer. To HEAD, give the headers (with Content-Length) and leave `body` empty.
+
+        A tuple is a header that is sent once for each of its values.
+        """
         self._start(status, {**(headers or {})}, len(body), content_type)
         if body and self.method != "HEAD":
             self._handler.wfile.write(body)
@@ -147,7 +150,11 @@ class Exchange:
             read += len(self.body.read(READ_SIZE))
 
     def _start(
-        self, status: int, headers: dict[str, str], length: int, content_type: str | None
+        self,
+        status: int,
+        headers: Mapping[str, str | tuple[str, ...]],
+        length: int,
+        content_type: str | None,
     ) -> None:
         handler = self._handler
         self.answered = True
@@ -158,7 +165,8 @@ class Exchange:
         if status not in (204, 304) and "Content-Length" not in headers:
             handler.send_header("Content-Length", str(length))
         for name, value in headers.items():
-            handler.send_header(name, value)
+            for text in (value,) if isinstance(value, str) else value:
+                handler.send_header(name, text)
         if self.body.left:  # an answer before the whole request was read: do not parse the rest
             handler.close_connection = True
             handler.send_header("Connection", "close")

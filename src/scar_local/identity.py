@@ -119,7 +119,7 @@ def _is_kind(arn: str, kind: str) -> bool:
     """Whether `lambda` or `lambda:function` fits an ARN such as `arn:aws:lambda:r:a:function:n`."""
     _, _, service, _, _, resource = arn.split(":", 5)
     wanted, _, wanted_type = kind.partition(":")
-    found_type = resource.replace("/", ":").partition(":")[0]
+    found_type = resource.lstrip("/").replace("/", ":").partition(":")[0]
     return wanted == service and wanted_type in ("", found_type)
 
 

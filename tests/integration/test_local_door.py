@@ -68,7 +68,7 @@ class House:
             "tagging": Tagging([Tagged()]),
         }
         control = Control(lambda: {"pid": 7}, self.stopped.set)
-        door = Door(services, Echo("s3"), Echo("registry"), Echo("others"), control)
+        door = Door(services, Echo("s3"), Echo("registry"), Echo("others"), control, Echo("apis"))
         self.server = Server(0, door.answer)
         self.port = self.server.server_port
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
@@ -170,9 +170,12 @@ def test_a_fault_of_ours_is_an_internal_failure_and_logged(
     assert (status, b"<Code>InternalFailure</Code>" in body) == (500, True)
 
 
-def test_services_that_come_later_say_so(house: House) -> None:
-    with pytest.raises(ClientError, match="apigateway is not in the local cloud yet"):
-        house.client("apigateway").get_rest_apis()
+def test_calls_of_apis_are_told_by_their_path_or_host(house: House) -> None:
+    path = "/_aws/execute-api/abc/scar/launch"
+    assert house.ask("GET", path) == (200, b"apis - /_aws/execute-api/abc/scar/launch 0")
+    host = {"Host": "abc.execute-api.eu-west-1.amazonaws.com"}
+    assert house.ask("POST", "/scar/launch", host, b"12") == (200, b"apis - /scar/launch 2")
+    assert house.ask("POST", path, signed("execute-api"), b"12")[1].startswith(b"apis")
 
 
 def test_a_request_that_is_too_large_is_refused_before_it_is_parsed(house: House) -> None:
