@@ -168,6 +168,22 @@ def test_odd_keys_arrive_intact_and_stay_inside(cloud: Cloud, function):
     assert back.code in (0, 2), back
 
 
+def test_an_input_path_with_special_characters_triggers(cloud: Cloud, function):
+    """S3 wants them URL-encoded in a notification's filter."""
+    path = "in/run=1 a+b%20ü"
+    fdl = function(
+        {"name": "f", "script": 'cat "$INPUT_FILE_PATH"', "input": [s3_path(f"special/{path}")]}
+    )
+    cloud.ok("init", "-f", fdl)
+    notifications = cloud.client("s3").get_bucket_notification_configuration(Bucket="special")
+    [entry] = notifications["LambdaFunctionConfigurations"]
+    [rule] = entry["Filter"]["Key"]["FilterRules"]
+    assert rule["Value"] == "in/run%3D1+a%2Bb%2520%C3%BC/"
+    cloud.client("s3").put_object(Bucket="special", Key=f"{path}/x", Body=b"seen it")
+    wait_for("the function", lambda: "seen it" in cloud.ok("log", "-n", "f"))
+    assert json.loads(cloud.ok("init", "-f", fdl, "--plan", "--json"))["Plan"] == []
+
+
 def test_what_was_committed_before_kill_9_is_done_after_the_restart(
     cloud: Cloud, function, tmp_path
 ):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote_plus, unquote_plus
 
 from scar.aws.account import Account
 from scar.aws.errors import is_absent, speaking_to
@@ -240,8 +241,10 @@ def _entries(document: dict[str, Any]) -> list[LambdaFunctionConfigurationTypeDe
 
 def _entry(trigger: BucketTrigger, n: int) -> LambdaFunctionConfigurationTypeDef:
     prefix, suffix = trigger.paths[n]
+    # Special characters of a filter must be URL-encoded, or it matches nothing (S3 user guide,
+    # "Configuring event notifications using object key name filtering"; aws/aws-cdk#28012).
     rules: Any = [
-        {"Name": name, "Value": value}
+        {"Name": name, "Value": quote_plus(value, safe="/")}
         for name, value in (("prefix", prefix), ("suffix", suffix))
         if value
     ]
@@ -277,7 +280,7 @@ def _is_ours(entry: LambdaFunctionConfigurationTypeDef, function: str) -> bool:
 def _path(entry: LambdaFunctionConfigurationTypeDef) -> tuple[str, str]:
     its: Any = entry
     rules = its.get("Filter", {}).get("Key", {}).get("FilterRules", [])
-    by_name = {rule.get("Name", "").lower(): rule.get("Value", "") for rule in rules}
+    by_name = {rule.get("Name", "").lower(): unquote_plus(rule.get("Value", "")) for rule in rules}
     return by_name.get("prefix", ""), by_name.get("suffix", "")
 
 
