@@ -13,14 +13,16 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from scar_local import batch_changes as changes
 from scar_local import batch_jobs as jobs
 from scar_local import batch_limits as check
 from scar_local.batch_attempts import LogStreams
+from scar_local.batch_changes import now_ms
 from scar_local.batch_limits import Limits, refuse, required
-from scar_local.batch_listing import by_status, parse_filter, summary
-from scar_local.batch_loop import Loop, batch_variables, now_ms
+from scar_local.batch_listing import children, parse_filter, summary, top_level
+from scar_local.batch_loop import Loop, batch_variables
 from scar_local.engines import Engine
-from scar_local.protocol import ACCOUNT_ID, Request
+from scar_local.protocol import ACCOUNT_ID, ApiError, Request
 from scar_local.store import Store
 
 SCHEMA = """
@@ -44,6 +46,8 @@ _LISTS = (
 """Members of containerProperties that AWS answers as empty lists where they were not given."""
 _PAGE = 100
 _JOBS_PAGE = 1000
+_MANY = 50
+"""Jobs that one CancelJobs or TerminateJobs takes."""
 _ENVIRONMENT, _QUEUE = ("batch_environments", "compute-environment"), ("batch_queues", "job-queue")
 
 
@@ -60,7 +64,8 @@ class Batch:
     ) -> None:
         self._store = store
         self._limits = limits or Limits()
-        store.install(SCHEMA + jobs.SCHEMA)
+        store.install(SCHEMA)
+        jobs.install(store)
         self._loop = Loop(store, engine, logs, endpoint, self._limits)
 
     def start(self) -> None:
@@ -77,7 +82,8 @@ class Batch:
             "SELECT arn, detail FROM batch_environments",
             "SELECT arn, detail FROM batch_queues",
             "SELECT arn, detail FROM batch_definitions WHERE status = 'ACTIVE'",
-            "SELECT '' AS arn, detail FROM batch_jobs WHERE json_extract(detail, '$.tags') != '{}'",
+            "SELECT '' AS arn, detail FROM batch_jobs WHERE parent IS NULL "
+            "AND json_extract(detail, '$.tags') != '{}'",
         )
         for query in queries:
             for row in self._store.read().execute(query).fetchall():
@@ -200,9 +206,9 @@ class Batch:
             arn = detail["jobQueueArn"]
             if detail["state"] != "DISABLED":
                 refuse(f"Cannot delete, job queue {arn} must be DISABLED first")
-            unfinished = jobs.in_status(db, (*jobs.WAITING, *jobs.ACTIVE), arn)
+            unfinished = jobs.unfinished(db, arn)
             for job in unfinished:
-                _terminate(db, job["jobId"], _QUEUE_DELETED)
+                jobs.terminate(db, job, _QUEUE_DELETED, now_ms())
             db.execute("DELETE FROM batch_queues WHERE arn = ?", (arn,))
         for job in unfinished:
             self._loop.end(job["jobId"], _QUEUE_DELETED)
@@ -296,13 +302,12 @@ class Batch:
             if queue["state"] != "ENABLED":
                 refuse(f"Cannot submit job. {queue['jobQueueArn']} is not in state ENABLED.")
             definition = _active(db, request.region, required(params, "jobDefinition"))
-            for dependency in params.get("dependsOn") or ():
-                if jobs.load(db, dependency["jobId"]) is None:
-                    refuse(f"Job {dependency['jobId']} in dependsOn not found")
             job = _new_job(request, queue, definition)
+            for dependency in job["dependsOn"]:
+                _check_dependency(db, job, dependency)
             environment = queue["computeEnvironmentOrder"][0]["computeEnvironment"]
             length = check.overrides_length(
-                params.get("containerOverrides") or {}, batch_variables(job, environment)
+                params.get("containerOverrides") or {}, batch_variables(_last(job), environment)
             )
             jobs.insert(db, job, check.need_of(job["container"]), length)
         self._loop.wake()
@@ -316,47 +321,85 @@ class Batch:
         db = self._store.read()
         region = f":{request.region}:"
         found = (jobs.load(db, job_id.rsplit("/", 1)[-1]) for job_id in ids)
-        return {"jobs": [job for job in found if job and region in job["jobArn"]]}
+        shown = (jobs.shown(db, job) for job in found if job and region in job["jobArn"])
+        return {"jobs": list(shown)}
 
     def list_jobs(self, request: Request) -> dict[str, Any]:
-        """ListJobs: of one queue, newest first; RUNNING ones unless asked for others."""
+        """ListJobs: of one queue or array, newest first; RUNNING ones unless asked for others."""
         params, db = request.params, self._store.read()
-        if params.get("arrayJobId") or params.get("multiNodeJobId"):
-            refuse("array and multi-node parallel jobs are not in the local cloud yet")
-        queue = _find(db, _QUEUE, request.region, required(params, "jobQueue"))
+        if params.get("multiNodeJobId"):
+            refuse("multi-node parallel jobs are not in the local cloud yet")
         filters = params.get("filters")
-        search = parse_filter(filters) if filters else by_status(params.get("jobStatus"))
+        if params.get("arrayJobId"):
+            search = children(_job(db, params["arrayJobId"])["jobId"], params.get("jobStatus"))
+            filters = None
+        else:
+            queue = _find(db, _QUEUE, request.region, required(params, "jobQueue"))
+            wanted = parse_filter(filters) if filters else None
+            search = top_level(queue["jobQueueArn"], wanted, params.get("jobStatus"))
         most = _PAGE if filters else _JOBS_PAGE
         size = min(params.get("maxResults") or most, most)
         token = params.get("nextToken")
         if token is not None and not token.isdigit():
             refuse("nextToken is not one that ListJobs gave")
         before = int(token) if token else None
-        found = jobs.search(db, queue["jobQueueArn"], search, before, size + 1)
-        answer: dict[str, Any] = {"jobSummaryList": [summary(job) for _, job in found[:size]]}
+        found = jobs.search(db, search, before, size + 1)
+        shown = (jobs.shown(db, job) for _, job in found[:size])
+        answer: dict[str, Any] = {"jobSummaryList": [summary(job) for job in shown]}
         if len(found) > size:
             answer["nextToken"] = str(found[size - 1][0])
         return answer
 
     def cancel_job(self, request: Request) -> dict[str, Any]:
-        """CancelJob: ends a job that has not come to STARTING; to others nothing happens."""
-        job_id, reason = _job_and_reason(request)
-        with self._store.write() as db:
-            job = _job(db, job_id)
-            if job["status"] in jobs.WAITING:
-                jobs.fail(db, {**job, "isCancelled": True}, reason, now_ms())
-        self._loop.wake()
+        """CancelJob: ends what has not come to STARTING; to the rest nothing happens."""
+        self._cancel(required(request.params, "jobId"), _reason(request))
         return {}
+
+    def cancel_jobs(self, request: Request) -> dict[str, Any]:
+        """CancelJobs: up to 50 jobs, each as CancelJob does."""
+        return _each(request, self._cancel)
 
     def terminate_job(self, request: Request) -> dict[str, Any]:
         """TerminateJob: ends a job in any state; answers before its container is gone."""
-        job_id, reason = _job_and_reason(request)
+        self._terminate(required(request.params, "jobId"), _reason(request))
+        return {}
+
+    def terminate_jobs(self, request: Request) -> dict[str, Any]:
+        """TerminateJobs: up to 50 jobs, each as TerminateJob does."""
+        return _each(request, self._terminate)
+
+    def get_job_queue_snapshot(self, request: Request) -> dict[str, Any]:
+        """GetJobQueueSnapshot: the first 100 RUNNABLE jobs, and the vCPUs in use."""
+        db = self._store.read()
+        queue = _find(db, _QUEUE, request.region, required(request.params, "jobQueue"))
+        front = []
+        for waiting in jobs.heads(db, queue["jobQueueArn"], _PAGE):
+            since = changes.runnable_since(db, waiting.job)
+            if job := jobs.load(db, waiting.job):
+                at = {"earliestTimeAtPosition": since or job["createdAt"]}
+                front.append({"jobArn": job["jobArn"], **at})
+        return {"frontOfQueue": {"jobs": front, "lastUpdatedAt": now_ms()}}
+
+    def changes(self, after: int, job_id: str | None, limit: int = 1000) -> dict[str, Any]:
+        """What became of jobs, as EventBridge would tell it: the next events after a number."""
+        db = self._store.read()
+        events, last = [], after
+        for row in changes.after(db, after, job_id, limit):
+            last = row["number"]
+            if job := jobs.load(db, row["job"]):
+                events.append(changes.event(row, job))
+        return {"events": events, "last": last}
+
+    def _cancel(self, job_id: str, reason: str) -> None:
         with self._store.write() as db:
-            _job(db, job_id)
-            _terminate(db, job_id, reason)
+            jobs.cancel(db, _job(db, job_id), reason, now_ms())
+        self._loop.wake()
+
+    def _terminate(self, job_id: str, reason: str) -> None:
+        with self._store.write() as db:
+            jobs.terminate(db, _job(db, job_id), reason, now_ms())
         self._loop.end(job_id, reason)
         self._loop.wake()
-        return {}
 
     # Tags
 
@@ -514,14 +557,61 @@ def _new_job(request: Request, queue: Mapping[str, Any], definition: Mapping[str
         "isTerminated": False,
     }
     timeout = params.get("timeout") or definition.get("timeout")
-    return {**job, "timeout": timeout} if timeout else job
+    if timeout:
+        job["timeout"] = timeout
+    if definition.get("propagateTags") is not None or params.get("propagateTags") is not None:
+        job["propagateTags"] = params.get("propagateTags", definition.get("propagateTags"))
+    size = (params.get("arrayProperties") or {}).get("size")
+    if size is not None:
+        job["arrayProperties"] = {"size": size}
+    return job
 
 
-def _job_and_reason(request: Request) -> tuple[str, str]:
-    job_id, reason = required(request.params, "jobId"), required(request.params, "reason")
+def _last(job: jobs.Job) -> jobs.Job:
+    """A job, or the child of an array with the longest variables."""
+    array = job.get("arrayProperties")
+    if not array:
+        return job
+    index = array["size"] - 1
+    properties = {**array, "index": index}
+    return {**job, "jobId": f"{job['jobId']}:{index}", "arrayProperties": properties}
+
+
+def _check_dependency(db: sqlite3.Connection, job: jobs.Job, dependency: Mapping[str, Any]) -> None:
+    kind = dependency.get("type")
+    if kind and not jobs.is_array(job):
+        refuse(f"dependsOn: type {kind} is for array jobs; give arrayProperties")
+    if kind == "SEQUENTIAL":
+        return
+    other = jobs.load(db, dependency["jobId"])
+    if other is None:
+        refuse(f"Job {dependency['jobId']} in dependsOn not found")
+    if kind == "N_TO_N":
+        size = job["arrayProperties"]["size"]
+        if not jobs.is_array(other) or other["arrayProperties"]["size"] != size:
+            refuse(f"dependsOn: for N_TO_N job {dependency['jobId']} must be an array of {size}")
+
+
+def _reason(request: Request) -> str:
+    reason: str = required(request.params, "reason")
     if len(reason) > 1024:
         refuse(f"reason is {len(reason)} characters long, at most 1024 are possible")
-    return job_id, reason
+    return reason
+
+
+def _each(request: Request, action: Callable[[str, str], None]) -> dict[str, Any]:
+    wanted, reason = required(request.params, "jobs"), _reason(request)
+    if len(wanted) > _MANY:
+        refuse(f"{len(wanted)} jobs: at most {_MANY} are possible")
+    successful, errors = [], []
+    for job_id in wanted:
+        try:
+            action(job_id, reason)
+        except ApiError as error:
+            errors.append({"job": job_id, "code": error.code, "message": str(error)})
+        else:
+            successful.append(job_id)
+    return {"successful": successful, "errors": errors}
 
 
 def _job(db: sqlite3.Connection, job_id: str) -> jobs.Job:
@@ -529,14 +619,6 @@ def _job(db: sqlite3.Connection, job_id: str) -> jobs.Job:
     if job is None:
         refuse(f"Job {job_id} not found")
     return job
-
-
-def _terminate(db: sqlite3.Connection, job_id: str, reason: str) -> None:
-    job = _job(db, job_id)
-    if job["status"] in jobs.WAITING:
-        jobs.fail(db, {**job, "isTerminated": True}, reason, now_ms())
-    elif job["status"] in jobs.ACTIVE and not job["isTerminated"]:
-        jobs.save(db, {**job, "isTerminated": True, "statusReason": reason})
 
 
 class _Tagged:
@@ -554,6 +636,8 @@ def _tagged(db: sqlite3.Connection, arn: str) -> _Tagged:
     kind = arn.split(":", 5)[-1].split("/")[0]
     if kind == "job":
         job_id = arn.rsplit("/", 1)[-1]
+        if ":" in job_id:
+            refuse(f"{arn} is a child of an array job: its tags are those of the array")
         return _Tagged("batch_jobs", "id", job_id, _job(db, job_id))
     tables = {
         "compute-environment": "batch_environments",

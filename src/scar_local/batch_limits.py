@@ -21,6 +21,8 @@ DEFINITION_LIMIT_BYTES = 24 * 1024
 SUBMIT_LIMIT_BYTES = 30 * 1024
 OVERRIDES_LIMIT_CHARACTERS = 8192
 """ECS RunTask's limit for `overrides`; Batch accepts a larger job, which fails when it starts."""
+ARRAY_SIZES = (2, 10_000)
+"""Least and most children of an array job."""
 ENVIRONMENTS_LIMIT = 50
 QUEUES_LIMIT = 50
 TAGS_LIMIT = 50
@@ -45,8 +47,8 @@ class Limits:
     )
     """Seconds between SIGTERM and SIGKILL when a job is terminated or times out."""
     host: Host = field(default_factory=this_host)
-    keep_finished: int = 10_000
-    """Finished jobs kept; older ones are forgotten."""
+    keep_finished: int = 100_000
+    """Finished jobs kept, children of arrays included; older ones are forgotten."""
     keep_days: float = 7
     """Days that a finished job is kept at most (AWS: at least 7)."""
 
@@ -273,8 +275,9 @@ def check_submission(params: Mapping[str, Any], limits: Limits) -> None:
             f"jobName `{name}` must be 1 to 128 letters, digits, hyphens and underscores and "
             "begin with a letter or digit"
         )
-    if params.get("arrayProperties", {}).get("size") is not None:
-        refuse("array jobs are not in the local cloud yet; submit single jobs")
+    size = (params.get("arrayProperties") or {}).get("size")
+    if size is not None and not ARRAY_SIZES[0] <= size <= ARRAY_SIZES[1]:
+        refuse(f"arrayProperties: size ({size}) must be between 2 and 10,000")
     if params.get("nodeOverrides"):
         refuse("multi-node parallel jobs are not in the local cloud yet")
     for key in ("eksPropertiesOverride", "ecsPropertiesOverride", "shareIdentifier"):
@@ -300,11 +303,13 @@ def _check_dependencies(dependencies: Sequence[Mapping[str, Any]]) -> None:
     if len(dependencies) > 20:
         refuse(f"dependsOn names {len(dependencies)} jobs: a job can depend upon up to 20 jobs")
     for dependency in dependencies:
-        if dependency.get("type"):
-            refuse(
-                f"dependsOn: type {dependency['type']} is for array jobs, which are not here yet"
-            )
-        required(dependency, "jobId")
+        kind = dependency.get("type")
+        if kind not in (None, "N_TO_N", "SEQUENTIAL"):
+            refuse(f"dependsOn: type {kind} must be one of N_TO_N | SEQUENTIAL")
+        if kind != "SEQUENTIAL":
+            required(dependency, "jobId")
+        elif dependency.get("jobId"):
+            refuse("dependsOn: SEQUENTIAL is about the array's own children; leave out jobId")
 
 
 def need_of(container: Mapping[str, Any]) -> Need:

@@ -13,7 +13,7 @@ def summary(job: Job) -> dict[str, Any]:
     """A job as ListJobs shows it."""
     keys = (
         *("jobArn", "jobId", "jobName", "createdAt", "status", "statusReason"),
-        *("startedAt", "stoppedAt", "jobDefinition"),
+        *("startedAt", "stoppedAt", "jobDefinition", "arrayProperties"),
     )
     summary = {key: job[key] for key in keys if key in job}
     container = {k: job["container"][k] for k in ("exitCode", "reason") if k in job["container"]}
@@ -22,9 +22,16 @@ def summary(job: Job) -> dict[str, Any]:
     return summary | {key: True for key in ("isCancelled", "isTerminated") if job[key]}
 
 
-def by_status(status: str | None) -> Search:
-    """The jobs in one state: RUNNING unless another is given."""
-    return Search("status = ?", (status or "RUNNING",))
+def top_level(queue: str, wanted: Search | None, status: str | None) -> Search:
+    """The jobs of a queue, arrays as one: what is wanted, or those in one state, else RUNNING."""
+    wanted = wanted or Search("j.status = ?", (status or "RUNNING",))
+    condition = f"j.queue = ? AND j.parent IS NULL AND {wanted.condition}"
+    return Search(condition, (queue, *wanted.values))
+
+
+def children(array: str, status: str | None) -> Search:
+    """The children of an array in one state: RUNNING unless another is given."""
+    return Search("j.parent = ? AND j.status = ?", (array, status or "RUNNING"))
 
 
 def parse_filter(filters: Sequence[Mapping[str, Any]]) -> Search:
@@ -33,15 +40,15 @@ def parse_filter(filters: Sequence[Mapping[str, Any]]) -> Search:
         refuse("filters: one filter with one value can be used at a time")
     name, value = filters[0].get("name"), str(filters[0]["values"][0])
     if name == "JOB_NAME":
-        return _text_filter("lower(name)", value.lower())
+        return _text_filter("lower(j.name)", value.lower())
     if name == "JOB_DEFINITION":
         if value.startswith("arn:"):
-            return Search("definition = ?", (value,))
-        family = "substr(definition, instr(definition, '/') + 1)"
+            return Search("j.definition = ?", (value,))
+        family = "substr(j.definition, instr(j.definition, '/') + 1)"
         return _text_filter(f"substr({family}, 1, instr({family}, ':') - 1)", value)
     if name in ("BEFORE_CREATED_AT", "AFTER_CREATED_AT") and value.isdigit():
         relation = "<" if name == "BEFORE_CREATED_AT" else ">"
-        return Search(f"created_ms {relation} ?", (int(value),))
+        return Search(f"j.created_ms {relation} ?", (int(value),))
     refuse(
         f"filter {name} `{value}` must be one of JOB_NAME | JOB_DEFINITION | BEFORE_CREATED_AT | "
         "AFTER_CREATED_AT (milliseconds)"

@@ -23,6 +23,7 @@ from typing import Any
 
 from scar_local import batch_jobs as jobs
 from scar_local.batch_attempts import Attempt, LogStreams, Task
+from scar_local.batch_changes import now_ms
 from scar_local.batch_limits import OVERRIDES_LIMIT_CHARACTERS, Limits, need_of
 from scar_local.engines import ContainerSpec, Engine
 from scar_local.protocol import ACCOUNT_ID
@@ -37,11 +38,6 @@ DEFAULT_LOG_GROUP = "/aws/batch/job"
 _FORGET_EVERY = 1000
 _AFTER_FAULT_S = 1.0
 _DAY_MS = 24 * 3600 * 1000
-
-
-def now_ms() -> int:
-    """Milliseconds since the epoch, Batch's time."""
-    return time.time_ns() // 1_000_000
 
 
 class Loop:
@@ -107,9 +103,9 @@ class Loop:
             self._woken.notify_all()
 
     def end(self, job_id: str, status_reason: str) -> None:
-        """End the running attempt of a job whose termination is committed."""
+        """End the running attempts of a job, or an array, whose termination is committed."""
         for attempt in list(self._attempts.values()):
-            if attempt.task.job == job_id:
+            if job_id in (attempt.task.job, attempt.task.job.partition(":")[0]):
                 attempt.end(Ended(None, status_reason, final=True))
 
     def _run(self) -> None:
@@ -223,12 +219,17 @@ class Loop:
 
 def batch_variables(job: jobs.Job, environment: str) -> dict[str, str]:
     """What Batch adds to the environment of a job (user guide, "Job environment variables")."""
-    return {
+    variables = {
         "AWS_BATCH_JOB_ID": job["jobId"],
         "AWS_BATCH_JOB_ATTEMPT": str(len(job["attempts"]) + 1),
         "AWS_BATCH_JQ_NAME": _name(job["jobQueue"]),
         "AWS_BATCH_CE_NAME": _name(environment),
     }
+    array = job.get("arrayProperties") or {}
+    if "index" in array:
+        variables["AWS_BATCH_JOB_ARRAY_INDEX"] = str(array["index"])
+        variables["AWS_BATCH_JOB_ARRAY_SIZE"] = str(array["size"])
+    return variables
 
 
 def _starting(job: jobs.Job, environment: str, task_id: str, instance: str) -> jobs.Job:
@@ -251,7 +252,7 @@ def _task(job: jobs.Job, environment: str, task_id: str, endpoint: str) -> Task:
     attempt = len(job["attempts"]) + 1
     region = _region(environment)
     spec = ContainerSpec(
-        name=f"job-{job['jobId']}-{attempt}",
+        name=f"job-{job['jobId'].replace(':', '-')}-{attempt}",
         image=container["image"],
         environment={
             "AWS_REGION": region,
