@@ -53,6 +53,7 @@ from scar.plan.resources import (
     Permission,
     Resource,
     ResourceId,
+    RestApi,
     batch_log_group,
     id_of,
     lambda_log_group,
@@ -94,9 +95,11 @@ def prepare(
     observed = observe([*map(id_of, resources), *_left_behind(deployment)], keepers)
     wanted = {id_of(resource) for resource in resources}
     extra = {rid: its for rid, its in observed.items() if rid not in wanted and _is_ours(its)}
+    apis = {rid: extra.pop(rid) for rid in list(extra) if rid.kind == RestApi.kind}
     steps = [
         *to_reach(resources, observed).steps,
         *to_remove(extra, "`execution_mode: lambda` has no use for it").steps,
+        *to_remove(apis, "`api_gateway.name` is not given any more").steps,
         *_unused_queues(account, keepers, observed.values(), wanted).steps,
     ]
     return Prepared(Plan(tuple(steps)), tuple(diagnostics), keepers, work)
@@ -226,8 +229,10 @@ def _pusher(source: Source | None, base: Base, layers: Sequence[Layer]) -> Push:
 
 
 def _left_behind(deployment: Deployment) -> Iterable[ResourceId]:
-    """What a function in mode `lambda` keeps from its time in another mode."""
+    """What a function keeps from its time in another mode than `lambda`, or with an API."""
     for function in deployment.functions.aws:
+        if function.api_gateway.name is None:
+            yield ResourceId(RestApi.kind, function.lambda_.name)
         if function.lambda_.execution_mode == "lambda":
             yield ResourceId(JobDefinition.kind, function.lambda_.name)
 
@@ -268,6 +273,7 @@ def _all_of(
         ResourceId(LogGroup.kind, batch_log_group(name)),
         ResourceId(Function.kind, name),
         ResourceId(JobDefinition.kind, name),
+        ResourceId(RestApi.kind, name),
         *(ResourceId(Permission.kind, f"{name}/{bucket}") for bucket in buckets),
         *(ResourceId(BucketTrigger.kind, f"{bucket}/{name}") for bucket in buckets),
         *(ResourceId(Image.kind, f"{REPOSITORY}:{tag}") for tag in image_tags if _is_of(tag, name)),

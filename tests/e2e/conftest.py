@@ -111,12 +111,12 @@ def function(tmp_path: Path) -> Callable[..., Path]:
         for number, wanted in enumerate(functions):
             keys = dict(wanted)
             script = keys.pop("script", None)
-            batch = keys.pop("batch", None)
+            beside = {key: keys.pop(key) for key in ("batch", "api_gateway") if key in keys}
             keys.setdefault("container", {"image": "host"})
             if script is not None:
                 keys["init_script"] = f"script-{number}.sh"
                 (tmp_path / keys["init_script"]).write_text(script)
-            items.append({"lambda": keys, **({"batch": batch} if batch else {})})
+            items.append({"lambda": keys, **beside})
         path = tmp_path / name
         path.write_text(json.dumps({"functions": {"aws": items}}))  # JSON is YAML
         return path

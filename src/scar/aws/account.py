@@ -19,6 +19,7 @@ from scar.plan.desired import AccountFacts
 
 if TYPE_CHECKING:
     from boto3.session import Session
+    from types_boto3_apigateway.client import APIGatewayClient
     from types_boto3_batch.client import BatchClient
     from types_boto3_ecr.client import ECRClient
     from types_boto3_lambda.client import LambdaClient
@@ -61,6 +62,11 @@ class Account:
         return self._target.kind == "local"
 
     @property
+    def endpoint_url(self) -> str | None:
+        """Where the local cloud is; None for AWS."""
+        return self._target.endpoint_url
+
+    @property
     def region(self) -> str:
         """The region of every call."""
         return self._target.region or self._session.region_name or DEFAULT_REGION
@@ -95,6 +101,8 @@ class Account:
         """The account as planning sees it."""
         return AccountFacts(self.account_id, self.region, self.owner, self.is_local)
 
+    @overload
+    def client(self, service: Literal["apigateway"]) -> APIGatewayClient: ...
     @overload
     def client(self, service: Literal["batch"]) -> BatchClient: ...
     @overload

@@ -21,6 +21,7 @@ ABSENT = frozenset(
         "NoSuchEntity",
         "404",
         "NotFound",
+        "NotFoundException",
     }
 )
 """Codes that say: there is no such thing."""

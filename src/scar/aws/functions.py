@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scar.aws.account import Account
+from scar.aws.endpoints import endpoints
 from scar.aws.errors import is_absent, speaking_to
 from scar.aws.waiting import retrying
 from scar.errors import CloudError, NotDeployed
@@ -196,8 +197,9 @@ class Permissions:
 def list_functions(account: Account) -> list[FunctionInfo]:
     """The functions that the caller made with SCAR, by name."""
     tags = owned(account)
+    urls = {name: endpoint.url for name, endpoint in endpoints(account, tags).items()}
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda name: _info(account, name, tags[name]), tags)
+        found = pool.map(lambda name: _info(account, name, tags[name], urls.get(name, "")), tags)
         return [info for info in found if info is not None]
 
 
@@ -269,7 +271,9 @@ def statement_id(bucket: str) -> str:
     return f"scar-{hashlib.sha256(bucket.encode()).hexdigest()[:32]}"
 
 
-def _info(account: Account, name: str, tags: Mapping[str, str]) -> FunctionInfo | None:
+def _info(
+    account: Account, name: str, tags: Mapping[str, str], api_url: str
+) -> FunctionInfo | None:
     try:
         with speaking_to("lambda"):
             its = account.client("lambda").get_function_configuration(FunctionName=name)
@@ -282,7 +286,7 @@ def _info(account: Account, name: str, tags: Mapping[str, str]) -> FunctionInfo 
         memory_mb=its["MemorySize"],
         timeout_s=its["Timeout"],
         image=tags.get(TAG_IMAGE, ""),
-        api_url="",
+        api_url=api_url,
         supervisor_version=tags.get(TAG_SUPERVISOR, ""),
         execution_mode=tags.get(TAG_MODE, "lambda"),
     )

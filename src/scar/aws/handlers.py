@@ -9,6 +9,7 @@ from scar.aws.account import Account
 from scar.aws.batch import ComputeEnvironments, JobDefinitions, JobQueues
 from scar.aws.buckets import Buckets, BucketTriggers
 from scar.aws.functions import Functions, Permissions
+from scar.aws.gateway import RestApis
 from scar.aws.log_groups import LogGroups
 from scar.aws.repositories import Images, Push, Repositories
 from scar.plan import resources as kinds
@@ -46,4 +47,5 @@ def handlers(account: Account, pushes: Mapping[str, Push] | None = None) -> dict
         kinds.ComputeEnvironment.kind: ComputeEnvironments(account),
         kinds.JobQueue.kind: JobQueues(account),
         kinds.JobDefinition.kind: JobDefinitions(account),
+        kinds.RestApi.kind: RestApis(account),
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ _DEFINITION = (
     ),
     _Setting(
         *("-api", "--api-gateway-name", ("api_gateway", "name"), "NAME"),
-        "an HTTP endpoint: not in this version yet",
+        "give it an HTTP endpoint, a REST API of that name",
     ),
 )
 _IMAGE = _Setting(
@@ -120,6 +121,7 @@ _SETTINGS = (*_DEFINITION, _IMAGE, _IMAGE_FILE, _NAME, _PROFILE)
 _SUMMARIES = {
     "init": "deploy functions, or update them",
     "run": "invoke a function and show its output",
+    "invoke": "call a function's HTTP endpoint and show its output",
     "put": "upload a file or folder into a bucket",
     "get": "download objects of a bucket",
     "ls": "list functions, or a bucket's objects",
@@ -130,15 +132,16 @@ _SUMMARIES = {
 _EXAMPLES = {
     "init": "scar init -f video.yaml\n  scar --local init -n cow -i host -s cow.sh --plan",
     "run": "scar run -n cow\n  scar run -n cow -s other.sh\n  scar run -n cow ls -la /tmp",
+    "invoke": (
+        "scar invoke -n cow\n  scar invoke -n cow -db image.jpg -o cow.txt\n"
+        """  scar invoke -n cow -jd '{"say": "moo"}' -p '{"colour": "brown"}'"""
+    ),
     "put": "scar put -b video/input -p seq1.avi",
     "get": "scar get -b video/output -p results",
     "ls": "scar ls\n  scar ls -b video/output",
     "log": "scar log -n split --follow\n  scar log -f video.yaml -n split -ri 6f1c…",
     "rm": "scar rm -f video.yaml\n  scar rm -n cow --plan",
     "local": "scar local status\n  scar local reset --yes",
-}
-_NOT_YET = {
-    "invoke": "`invoke` comes with API Gateway support, which is not in this version yet",
 }
 
 
@@ -170,8 +173,6 @@ class _Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return
-        if action.dest == "command" and value in _NOT_YET:
-            raise UserError(_NOT_YET[value])
         names = [str(choice) for choice in action.choices]
         near = difflib.get_close_matches(str(value), names, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"one of {', '.join(names)}"
@@ -264,6 +265,20 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_invoke(parser: argparse.ArgumentParser) -> None:
+    _add(parser, _NAME)
+    _add_fdl(parser)
+    parser.add_argument("-db", "--data-binary", metavar="FILE", help="send it, as base64 text")
+    parser.add_argument("-jd", "--json-data", metavar="JSON", help="send it")
+    parser.add_argument(
+        "-p", "--parameters", metavar="JSON", help="query parameters, a JSON object"
+    )
+    parser.add_argument(
+        "-a", "--asynchronous", action="store_true", help="do not wait for the output"
+    )
+    parser.add_argument("-o", "--output-file", metavar="FILE", help="write the output there")
+
+
 def _add_put(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-b", "--bucket", required=True, metavar="BUCKET[/PREFIX]", help="where to")
     parser.add_argument("-p", "--path", required=True, metavar="PATH", help="a file or folder")
@@ -315,6 +330,7 @@ def _add_verbose(parser: argparse.ArgumentParser) -> None:
 _ADD = {
     "init": _add_init,
     "run": _add_run,
+    "invoke": _add_invoke,
     "put": _add_put,
     "get": _add_get,
     "ls": _add_ls,
@@ -350,7 +366,7 @@ def _check(command: str, values: argparse.Namespace) -> None:
         )
         if given
     ]
-    if command in ("run", "log", "rm") and not named:
+    if command in ("run", "invoke", "log", "rm") and not named:
         every = ", or `-a` for all of yours" if command == "rm" else ""
         raise UserError(
             f"`scar {command}` needs to know the function", f"add `-n NAME` or `-f FILE`{every}"
@@ -359,6 +375,8 @@ def _check(command: str, values: argparse.Namespace) -> None:
         raise UserError(f"`-a` means all functions, `{named[0]}` some", "keep one of them")
     if command == "run":
         _check_run(values)
+    if command == "invoke":
+        _check_invoke(values)
 
 
 def _check_run(values: argparse.Namespace) -> None:
@@ -372,6 +390,30 @@ def _check_run(values: argparse.Namespace) -> None:
         del values.arguments[0]
     if values.asynchronous and values.output_file is not None:
         raise UserError("`-o` needs the output, `-a` does not wait for it", "keep one of them")
+
+
+def _check_invoke(values: argparse.Namespace) -> None:
+    if values.asynchronous and values.output_file is not None:
+        raise UserError("`-o` needs the output, `-a` does not wait for it", "keep one of them")
+    if values.data_binary is not None and values.json_data is not None:
+        raise UserError("`-db` and `-jd` both say what to send", "keep one of them")
+    if values.json_data is not None:
+        _json(values.json_data, "--json-data")
+    if values.parameters is not None:
+        values.parameters = _json(values.parameters, "--parameters")
+        if not isinstance(values.parameters, dict):
+            raise UserError(
+                "`--parameters` is not a JSON object", """write it as '{"name": "value"}'"""
+            )
+
+
+def _json(text: str, flag: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise UserError(
+            f"`{flag}` is not JSON: {str(exc).lower()}", """write it as '{"name": "value"}'"""
+        ) from exc
 
 
 def _settings(values: argparse.Namespace) -> tuple[dict[str, Any], dict[Loc, str]]:

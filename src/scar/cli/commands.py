@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from argparse import Namespace
@@ -11,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scar import config, deploy, invoke, local, logs, storage
+from scar import config, deploy, endpoint, invoke, local, logs, storage
 from scar.aws.account import Account, Target, connect
 from scar.aws.functions import list_functions
+from scar.aws.gateway import endpoint_of
 from scar.cli import render
 from scar.cli.arguments import Options
 from scar.errors import (
@@ -34,7 +36,7 @@ from scar.fdl.source import Layer, Sources
 from scar.plan.diff import Step, Verb
 from scar.plan.resources import Function
 
-_RECOMMENDED = re.compile(r"\bscar (?=(init|run|put|get|ls|log|rm)\b)")
+_RECOMMENDED = re.compile(r"\bscar (?=(init|run|invoke|put|get|ls|log|rm)\b)")
 
 
 def run_command(options: Options) -> None:
@@ -65,15 +67,14 @@ def init(options: Options) -> None:
         deploy.carry_out(prepared, on_step)
     _preheat(account, deployment, steps)
     names = _names(deployment)
-    render.deployed(names, steps, _following(deployment), as_json=as_json)
+    urls = _urls(deployment, account)
+    render.deployed(names, steps, urls, _following(deployment), as_json=as_json)
 
 
 def run(options: Options) -> None:
     """Invoke one function and show its output."""
     values = options.values
-    output = Path(values.output_file) if values.output_file is not None else None
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise UserError(f"cannot write the output to `{output}`", "name a file in a folder that is")
+    output = _output_file(values)
     script = None
     if values.run_script is not None:
         script = _script(Path(values.run_script), values.run_script)
@@ -86,6 +87,21 @@ def run(options: Options) -> None:
             script = _script(Path(values.conf_file).parent / named, named)
     result = _invoked(account, name, script, values, asynchronous)
     if asynchronous:
+        render.launched(name, result, as_json=values.json)
+        return
+    if output is not None:
+        output.write_bytes(result.output)
+    render.ran(result, as_json=values.json, shows_output=output is None)
+
+
+def call(options: Options) -> None:
+    """Call one function's HTTP endpoint and show its output."""
+    values = options.values
+    output = _output_file(values)
+    name, account, function = _one_function(options)
+    wanted = _call(values, function)
+    result = endpoint.call(account, name, wanted)
+    if wanted.asynchronous:
         render.launched(name, result, as_json=values.json)
         return
     if output is not None:
@@ -194,6 +210,7 @@ def local_reset(options: Options) -> None:
 _COMMANDS: dict[str, Callable[[Options], None]] = {
     "init": init,
     "run": run,
+    "invoke": call,
     "put": put,
     "get": get,
     "ls": ls,
@@ -369,6 +386,42 @@ def _invoked(
         raise
 
 
+def _call(values: Namespace, function: AwsFunction | None) -> endpoint.Call:
+    """What the flags say; what they do not say, `api_gateway` of the FDL may."""
+    file, text, parameters = values.data_binary, values.json_data, values.parameters
+    path = Path(file) if file is not None else None
+    asynchronous = values.asynchronous
+    if function is not None:
+        its = function.api_gateway
+        asynchronous = asynchronous or function.lambda_.asynchronous
+        parameters = its.parameters if parameters is None else parameters
+        if file is None and text is None:
+            file = its.data_binary
+            path = Path(values.conf_file).parent / file if file is not None else None
+            data = its.json_data
+            text = data if data is None or isinstance(data, str) else json.dumps(data)
+    body = text.encode(errors="surrogateescape") if text is not None else None
+    if path is not None:
+        body = _script(path, str(file))
+    return endpoint.Call(body, path is None, parameters or {}, asynchronous)
+
+
+def _urls(deployment: Deployment, account: Account) -> dict[str, str]:
+    """Where the functions are called that have an HTTP endpoint."""
+    return {
+        function.lambda_.name: endpoint_of(account, function.lambda_.name).url
+        for function in deployment.functions.aws
+        if function.api_gateway.name is not None
+    }
+
+
+def _output_file(values: Namespace) -> Path | None:
+    output = Path(values.output_file) if values.output_file is not None else None
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise UserError(f"cannot write the output to `{output}`", "name a file in a folder that is")
+    return output
+
+
 def _script(path: Path, named: str) -> bytes:
     if path.is_dir():
         raise UserError(f"`{named}` is a folder, not a script")
@@ -422,6 +475,8 @@ def _following(deployment: Deployment) -> str:
     for function in deployment.functions.aws:
         for path in function.lambda_.input:
             return f"scar {where}put -b {path.path} -p FILE"
+        if function.api_gateway.name is not None:
+            return f"scar {where}invoke -n {function.lambda_.name}"
     return f"scar {where}run -n {_names(deployment)[0]}"
 
 

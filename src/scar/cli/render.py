@@ -104,13 +104,23 @@ def plan(steps: Sequence[Step], *, as_json: bool) -> None:
     print(told or "nothing to do")
 
 
-def deployed(names: Sequence[str], steps: Sequence[Step], following: str, *, as_json: bool) -> None:
-    """The end of `init`. `following` is the command to try now."""
+def deployed(
+    names: Sequence[str],
+    steps: Sequence[Step],
+    urls: Mapping[str, str],
+    following: str,
+    *,
+    as_json: bool,
+) -> None:
+    """The end of `init`. `urls` are the functions' endpoints, `following` the command to try."""
     if as_json:
-        data({"Functions": list(names), "Steps": [_step_object(step) for step in steps]})
+        told: dict[str, Any] = {"Endpoints": dict(urls)} if urls else {}
+        data({"Functions": list(names), "Steps": [_step_object(step) for step in steps], **told})
         return
     for name in names:
         print(f"function `{name}` {'is deployed' if steps else 'is up to date'}")
+        if name in urls:
+            print(f"API Gateway endpoint: {urls[name]}")
     talk(f"next: {following}")
 
 
@@ -211,7 +221,8 @@ def launched(name: str, result: RunResult, *, as_json: bool) -> None:
         output = {"StatusCode": result.status_code, "RequestId": result.request_id}
         data({"LambdaOutput": output})
         return
-    print(f"Request Id: {result.request_id}")
+    if result.request_id:  # a call through API Gateway does not tell it
+        print(f"Request Id: {result.request_id}")
     print(f"Function '{name}' launched correctly")
 
 

@@ -28,8 +28,12 @@ class _Later(NamedTuple):
     """The key below that asks for it."""
 
 
-def _is_api(value: Any) -> bool:
-    return bool(value.get("name")) if isinstance(value, dict) else bool(value)
+def _is_documented(value: Any) -> bool:
+    """Whether it is what the documentation's scar.cfg has for a key of `api_gateway`."""
+    text = str(value)
+    return any(
+        known in text for known in ("{api_id}", "apigateway.amazonaws.com", "X-Amz-Invocation-Type")
+    )
 
 
 def _is_multi_node(value: Any) -> bool:
@@ -58,6 +62,13 @@ _IGNORED = (
     _Ignored(("lambda", "container", "alpine"), "the supervisor runs in any image"),
     _Ignored(("lambda", "deployment", "max_payload_size"), "functions are images"),
     _Ignored(("lambda", "deployment", "max_s3_payload_size"), "functions are images"),
+    *(
+        _Ignored(("api_gateway", key), "SCAR makes it itself", _is_documented)
+        for key in (
+            *("endpoint", "request_parameters", "service_id"),
+            *("source_arn_testing", "source_arn_invocation"),
+        )
+    ),
     _Ignored(("s3",), "buckets are where the function is", lambda v: True),
     _Ignored(
         ("batch", "compute_resources", "launch_template_name"),
@@ -66,7 +77,6 @@ _IGNORED = (
     ),
 )
 _LATER = (
-    _Later(("api_gateway",), _is_api, ("name",)),
     _Later(("lambda", "vpc")),
     _Later(("lambda", "file_system")),
     _Later(("batch", "multi_node_parallel"), _is_multi_node),

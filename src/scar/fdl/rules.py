@@ -126,7 +126,7 @@ def fits_the_compute_environment(function: AwsFunction, at: Loc, target: str) ->
 
 def lives_in_one_region(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
     """A function's job and log groups are where the function is."""
-    for part in ("batch", "cloudwatch"):
+    for part in ("batch", "cloudwatch", "api_gateway"):
         region = getattr(function, part).region
         if region is not None and region != function.lambda_.region:
             yield Fault(

@@ -227,6 +227,51 @@ class CloudWatch(Part):
     log_retention_policy_in_days: Annotated[Whole, AfterValidator(_retention)] = 30
 
 
+class ApiMethod(Part):
+    """`api_gateway.method`."""
+
+    authorizationType: Literal["NONE"] = "NONE"
+    """Who may call: anybody who knows the URL."""
+    requestParameters: dict[str, bool] = Field(default_factory=dict)
+    """Accepted; the header that `scar invoke -a` needs is always handed on."""
+
+
+class ApiIntegration(Part):
+    """`api_gateway.integration`: accepted as the documentation has it."""
+
+    type: Literal["AWS_PROXY"] = "AWS_PROXY"
+    integrationHttpMethod: Literal["POST"] = "POST"
+    uri: str = ""
+    """Accepted; it is always the function's."""
+    requestParameters: dict[str, str] = Field(default_factory=dict)
+
+
+class ApiGateway(Part):
+    """`api_gateway`: an HTTP endpoint for the function, open to anybody who knows the URL."""
+
+    name: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """Name of the REST API; there is one where this is given."""
+    boto_profile: str = "default"
+    region: Region | None = None
+    stage_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")] = "scar"
+    http_method: Annotated[
+        Literal["ANY", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"],
+        BeforeValidator(_upper),
+    ] = "ANY"
+    path_part: Annotated[
+        str, Field(pattern=r"^([A-Za-z0-9._:-]+|\{[A-Za-z0-9._:-]+\+?\})$", max_length=255)
+    ] = "{proxy+}"
+    """One part of a path, such as `cow`, or `{proxy+}` for every path."""
+    method: ApiMethod = ApiMethod()
+    integration: ApiIntegration = ApiIntegration()
+    parameters: dict[str, str | int | float] = Field(default_factory=dict)
+    """Query parameters of `scar invoke -f`."""
+    data_binary: str | None = None
+    """File that `scar invoke -f` sends, relative to the FDL file."""
+    json_data: dict[str, Any] | str | None = None
+    """JSON that `scar invoke -f` sends."""
+
+
 class ComputeResources(Part):
     """`batch.compute_resources`."""
 
@@ -264,6 +309,7 @@ class AwsFunction(Part):
     iam: Iam = Iam()
     ecr: Ecr = Ecr()
     cloudwatch: CloudWatch = CloudWatch()
+    api_gateway: ApiGateway = ApiGateway()
     batch: Batch = Batch()
 
 

@@ -12,6 +12,7 @@ from scar.fdl.schema import AwsFunction, ComputeResources, Deployment, ObjectPat
 from scar.plan.resources import (
     CREATED_BY,
     REPOSITORY,
+    TAG_API,
     TAG_CREATED_BY,
     TAG_FUNCTION,
     TAG_IMAGE,
@@ -31,6 +32,7 @@ from scar.plan.resources import (
     Permission,
     Repository,
     Resource,
+    RestApi,
     batch_log_group,
     id_of,
     lambda_log_group,
@@ -194,6 +196,7 @@ def _of_function(
         tags={**its.tags, **tags, **_labels(function, image)},
     )
     yield from _storage(function, account)
+    yield from _api(function, account, tags)
 
 
 def _labels(function: AwsFunction, image: ImageFacts) -> dict[str, str]:
@@ -201,6 +204,7 @@ def _labels(function: AwsFunction, image: ImageFacts) -> dict[str, str]:
     container = function.lambda_.container
     name = container.image or container.image_file or ""
     labels = {
+        TAG_API: _call(function),
         TAG_MODE: function.lambda_.execution_mode,
         TAG_IMAGE: re.sub(r"[^\w\s.:/=+@-]", "_", name)[:256],
         TAG_SUPERVISOR: image.supervisor,
@@ -269,6 +273,33 @@ def _storage(function: AwsFunction, account: AccountFacts) -> Iterable[Resource]
             function_arn=account.arn("lambda", f"function:{its.name}"),
             paths=tuple(dict.fromkeys(pairs)),
         )
+
+
+def _api(
+    function: AwsFunction, account: AccountFacts, tags: Mapping[str, str]
+) -> Iterable[Resource]:
+    api, name = function.api_gateway, function.lambda_.name
+    if api.name is None:
+        return
+    yield RestApi(
+        name=name,
+        api_name=api.name,
+        function_arn=account.arn("lambda", f"function:{name}"),
+        stage=api.stage_name,
+        http_method=api.http_method,
+        path_part=api.path_part,
+        tags={key: value for key, value in tags.items() if key != TAG_QUEUE},
+    )
+
+
+def _call(function: AwsFunction) -> str:
+    """How the function's REST API is called: method, stage and path; empty where it has none.
+
+    `launch` stands for any path, as in the reference implementation.
+    """
+    api = function.api_gateway
+    path = "launch" if api.path_part.startswith("{") else api.path_part
+    return f"{api.http_method} {api.stage_name}/{path}" if api.name is not None else ""
 
 
 def _object_path(part: ObjectPathPart) -> ObjectPath:

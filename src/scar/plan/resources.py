@@ -22,6 +22,8 @@ TAG_KEEP_IMAGE = "scar:keep-image"
 """On a function: `rm` leaves its images (`ecr.delete_image: false`)."""
 TAG_SUPERVISOR = "scar:supervisor"
 """On a function: the version of the supervisor in its image."""
+TAG_API = "scar:api"
+"""On a function: how its REST API is called, such as `ANY scar/launch`: method, stage and path."""
 
 CREATED_BY = "scar"
 REPOSITORY = "scar"
@@ -166,6 +168,25 @@ class JobDefinition:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RestApi:
+    """A REST API of API Gateway with one resource, proxied to a function, and the permission for it
+    to invoke that function. AWS makes up its id; its tag `function` says whose it is."""
+
+    kind: ClassVar[str] = "REST API"
+    name: str
+    """The function's."""
+    api_name: str
+    """Shown in AWS's console; need not be unique."""
+    function_arn: str
+    stage: str
+    http_method: str
+    path_part: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    is_ready: bool = True
+    """Whether what it says is deployed and may invoke the function; False for a half-made one."""
+
+
 Resource: TypeAlias = (
     LogGroup
     | Bucket
@@ -177,6 +198,7 @@ Resource: TypeAlias = (
     | ComputeEnvironment
     | JobQueue
     | JobDefinition
+    | RestApi
 )
 
 
@@ -206,6 +228,11 @@ def needs(resource: Resource) -> tuple[ResourceId, ...]:
                 ResourceId(Permission.kind, f"{resource.function}/{resource.bucket}"),
                 ResourceId(Function.kind, resource.function),
                 ResourceId(JobDefinition.kind, resource.function),
+            )
+        case RestApi():
+            return (
+                ResourceId(Function.kind, resource.name),
+                ResourceId(JobDefinition.kind, resource.name),
             )
         case JobQueue():
             return (ResourceId(ComputeEnvironment.kind, resource.compute_environment),)
