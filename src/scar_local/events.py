@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote_plus
 
 from scar_local.protocol import ACCOUNT_ID, ApiError
-from scar_local.s3_call import OWNER_ID, host_id, iso, url_encoded
+from scar_local.s3.call import OWNER_ID, host_id, iso, url_encoded
 from scar_local.store import Store
 
 _LOG = logging.getLogger(__name__)

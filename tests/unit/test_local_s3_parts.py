@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scar_local.s3_call import S3Error, document, echo, parse_xml
-from scar_local.s3_checksums import ALGORITHMS, checked, combined, in_headers, of_bytes
-from scar_local.s3_conditions import byte_range
-from scar_local.s3_list import start_after, successor
+from scar_local.s3.call import S3Error, document, echo, parse_xml
+from scar_local.s3.checksums import ALGORITHMS, checked, combined, in_headers, of_bytes
+from scar_local.s3.conditions import byte_range
+from scar_local.s3.listing import start_after, successor
 
 
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=6))

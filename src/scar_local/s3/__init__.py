@@ -1,7 +1,7 @@
 """Simple Storage Service: objects as blob files, everything else in SQLite.
 
-The map: `s3_call` (one request, XML), `s3_body` (streams to blobs), `s3_checksums`, `s3_state`
-(tables), `s3_objects`, `s3_multipart`, `s3_list`, `s3_buckets` (the calls), `events` (what an
+The map: `call` (one request, XML), `body` (streams to blobs), `checksums`, `state`
+(tables), `objects`, `multipart`, `listing`, `buckets` (the calls), `events` (what an
 upload sets off). Keys are data: they never name a file and are never normalised. One version of
 each object is kept, ACLs and policies are not enforced, signatures are not verified.
 """
@@ -15,15 +15,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from urllib.parse import unquote_to_bytes
 
-from scar_local import s3_state
 from scar_local.http import Exchange
 from scar_local.protocol import ACCOUNT_ID
-from scar_local.s3_body import READ_BYTES, owned_blobs
-from scar_local.s3_buckets import ABSENT, DEFAULTS, KEPT_DOCUMENTS, BucketCalls, CanInvoke
-from scar_local.s3_call import Call, S3Error
-from scar_local.s3_list import ListCalls
-from scar_local.s3_multipart import MultipartCalls
-from scar_local.s3_objects import ObjectCalls, OnCreated, Writer
+from scar_local.s3 import state
+from scar_local.s3.body import READ_BYTES, owned_blobs
+from scar_local.s3.buckets import ABSENT, DEFAULTS, KEPT_DOCUMENTS, BucketCalls, CanInvoke
+from scar_local.s3.call import Call, S3Error
+from scar_local.s3.listing import ListCalls
+from scar_local.s3.multipart import MultipartCalls
+from scar_local.s3.objects import ObjectCalls, OnCreated, Writer
 from scar_local.store import Store
 
 __all__ = ["S3"]
@@ -52,7 +52,7 @@ class S3:
         after_commit: Callable[[], None] = lambda: None,
         can_invoke: CanInvoke = lambda _bucket, _function_arn: True,
     ) -> None:
-        store.install(s3_state.SCHEMA)
+        store.install(state.SCHEMA)
         self._store = store
         writer = Writer(store, on_created, after_commit)
         self._routes = {

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
 
-from scar_local.s3_call import OWNER_ID, Call, Element, S3Error, integer, iso, url_encoded
-from scar_local.s3_state import StoredObject, find_bucket, object_of
+from scar_local.s3.call import OWNER_ID, Call, Element, S3Error, integer, iso, url_encoded
+from scar_local.s3.state import StoredObject, find_bucket, object_of
 from scar_local.store import Store
 
 Entry: TypeAlias = "StoredObject | str"

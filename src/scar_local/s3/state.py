@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from scar_local.s3_call import S3Error
-from scar_local.s3_checksums import Checksum
+from scar_local.s3.call import S3Error
+from scar_local.s3.checksums import Checksum
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS s3_buckets (

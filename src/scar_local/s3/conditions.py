@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-from scar_local.s3_call import S3Error
-from scar_local.s3_state import StoredObject
+from scar_local.s3.call import S3Error
+from scar_local.s3.state import StoredObject
 
 
 def check_write_conditions(headers: Mapping[str, str], old: StoredObject | None) -> None:

@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 from email.utils import formatdate
 from urllib.parse import parse_qsl, unquote
 
-from scar_local import s3_checksums
 from scar_local.events import CreatedObject
-from scar_local.s3_body import MAX_PUT_BYTES, Blob, copy_blob, digests, read_document, receive
-from scar_local.s3_call import Call, Element, Elements, S3Error, echo, iso, malformed, parse_xml
-from scar_local.s3_checksums import Algorithm, Checksum
-from scar_local.s3_conditions import (
+from scar_local.s3 import checksums
+from scar_local.s3.body import MAX_PUT_BYTES, Blob, copy_blob, digests, read_document, receive
+from scar_local.s3.call import Call, Element, Elements, S3Error, echo, iso, malformed, parse_xml
+from scar_local.s3.checksums import Algorithm, Checksum
+from scar_local.s3.conditions import (
     byte_range,
     check_read_conditions,
     check_write_conditions,
     precondition_failed,
 )
-from scar_local.s3_state import (
+from scar_local.s3.state import (
     Blobs,
     StoredObject,
     delete_object,
@@ -303,7 +303,7 @@ class ObjectCalls:
         wanted = wanted_algorithm(call.headers)
         blob = copy_blob(self._store, source.blob)
         checksum, md5 = source.checksum, source.etag
-        algorithm = wanted or (s3_checksums.named(checksum.algorithm) if checksum else None)
+        algorithm = wanted or (checksums.named(checksum.algorithm) if checksum else None)
         known = checksum if checksum and checksum.type == "FULL_OBJECT" else None
         if algorithm and not (known and known.algorithm == algorithm.name):
             known = None
@@ -339,7 +339,7 @@ def only_null_version(version: str) -> None:
 def wanted_algorithm(headers: Mapping[str, str]) -> Algorithm | None:
     """The checksum a client asks us to compute."""
     name = headers.get("x-amz-checksum-algorithm", "")
-    return s3_checksums.named(name) if name else None
+    return checksums.named(name) if name else None
 
 
 def checksum_headers(checksum: Checksum | None) -> dict[str, str]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from scar_local.s3_call import S3Error
+from scar_local.s3.call import S3Error
 
 PREFIX = "x-amz-checksum-"
 

@@ -11,12 +11,12 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scar_local import s3_checksums
-from scar_local.s3_body import Blob, cut_blob, join_blobs, read_document, receive
-from scar_local.s3_call import Call, Element, S3Error, echo, integer, iso, malformed, parse_xml
-from scar_local.s3_checksums import ALGORITHMS, Checksum
-from scar_local.s3_conditions import byte_range, check_write_conditions
-from scar_local.s3_objects import (
+from scar_local.s3 import checksums
+from scar_local.s3.body import Blob, cut_blob, join_blobs, read_document, receive
+from scar_local.s3.call import Call, Element, S3Error, echo, integer, iso, malformed, parse_xml
+from scar_local.s3.checksums import ALGORITHMS, Checksum
+from scar_local.s3.conditions import byte_range, check_write_conditions
+from scar_local.s3.objects import (
     PART_NUMBERS,
     Writer,
     checksum_elements,
@@ -25,7 +25,7 @@ from scar_local.s3_objects import (
     kept_headers,
     tags_of_header,
 )
-from scar_local.s3_state import (
+from scar_local.s3.state import (
     Blobs,
     StoredObject,
     Tags,
@@ -134,7 +134,7 @@ class MultipartCalls:
 
     def complete_multipart_upload(self, call: Call) -> None:
         """CompleteMultipartUpload."""
-        document = parse_xml(read_document(call, apart_from=s3_checksums.PREFIX))
+        document = parse_xml(read_document(call, apart_from=checksums.PREFIX))
         upload = find_upload(self._store.read(), call)
         check_write_conditions(call.headers, find_object(self._store.read(), call.bucket, call.key))
         parts = _chosen_parts(document, _parts(self._store.read(), upload.id), upload)
@@ -271,7 +271,7 @@ def _checksum_choice(headers: Mapping[str, str]) -> tuple[str, str]:
                 "x-amz-checksum-algorithm header.",
             )
         return "", ""
-    algorithm = s3_checksums.named(name)
+    algorithm = checksums.named(name)
     kind = kind or algorithm.default_type
     refused = (
         kind not in ("COMPOSITE", "FULL_OBJECT")
@@ -398,10 +398,10 @@ def _whole_checksum(
     if not upload.algorithm or len(known) < len(parts):
         return None
     if upload.type == "COMPOSITE":
-        computed = s3_checksums.composite(known)
+        computed = checksums.composite(known)
     else:
         pairs = [(part.checksum, part.size) for part in parts if part.checksum]
-        computed = s3_checksums.combined(ALGORITHMS[upload.algorithm], pairs)
+        computed = checksums.combined(ALGORITHMS[upload.algorithm], pairs)
     claim = headers.get(f"x-amz-checksum-{upload.algorithm.lower()}", "").partition("-")[0]
     if claim and computed and claim != computed.value.partition("-")[0]:
         raise S3Error(

@@ -14,8 +14,8 @@ from ipaddress import AddressValueError, IPv4Address
 
 from scar_local import events
 from scar_local.events import Notification
-from scar_local.s3_body import read_document
-from scar_local.s3_call import (
+from scar_local.s3.body import read_document
+from scar_local.s3.call import (
     NAMESPACE,
     OWNER_ID,
     Call,
@@ -28,10 +28,10 @@ from scar_local.s3_call import (
     malformed,
     parse_xml,
 )
-from scar_local.s3_list import OWNER
-from scar_local.s3_multipart import forget_uploads
-from scar_local.s3_objects import Writer, no_acls
-from scar_local.s3_state import Blobs, find_bucket
+from scar_local.s3.listing import OWNER
+from scar_local.s3.multipart import forget_uploads
+from scar_local.s3.objects import Writer, no_acls
+from scar_local.s3.state import Blobs, find_bucket
 from scar_local.store import Store
 
 CanInvoke = Callable[[str, str], bool]

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from scar_local import s3_checksums
 from scar_local.http import Body
-from scar_local.s3_call import MAX_DOCUMENT_BYTES, Call, S3Error, malformed
-from scar_local.s3_checksums import Algorithm, Checksum, Digest
+from scar_local.s3 import checksums
+from scar_local.s3.call import MAX_DOCUMENT_BYTES, Call, S3Error, malformed
+from scar_local.s3.checksums import Algorithm, Checksum, Digest
 from scar_local.store import Store
 
 READ_BYTES = 256 << 10
@@ -129,7 +129,7 @@ def digests(path: Path, algorithm: Algorithm | None) -> tuple[str, Checksum | No
             md5.update(data)
             if digest:
                 digest.update(data)
-    checksum = s3_checksums.of_bytes(algorithm.name, digest) if algorithm and digest else None
+    checksum = checksums.of_bytes(algorithm.name, digest) if algorithm and digest else None
     return md5.hexdigest(), checksum
 
 
@@ -170,8 +170,8 @@ class _Checks:
     def __init__(self, headers: Mapping[str, str], wanted: Algorithm | None) -> None:
         self.size, self.md5 = 0, hashlib.md5(usedforsecurity=False)
         self._md5_claim = _content_md5(headers)
-        self._claim = s3_checksums.in_headers(headers)
-        self._trailer = s3_checksums.in_trailer(headers.get("x-amz-trailer", ""))
+        self._claim = checksums.in_headers(headers)
+        self._trailer = checksums.in_trailer(headers.get("x-amz-trailer", ""))
         named = headers.get("x-amz-sdk-checksum-algorithm", "")
         if named and not self._claim and not self._trailer:
             raise S3Error(
@@ -179,7 +179,7 @@ class _Checks:
                 "x-amz-sdk-checksum-algorithm specified, but no corresponding x-amz-checksum-* "
                 "or x-amz-trailer headers were found.",
             )
-        claimed = s3_checksums.ALGORITHMS[self._claim.algorithm] if self._claim else None
+        claimed = checksums.ALGORITHMS[self._claim.algorithm] if self._claim else None
         self._algorithm = claimed or self._trailer or wanted
         self._digest = self._algorithm.start() if self._algorithm else None
         sha256 = headers.get("x-amz-content-sha256", "")
@@ -218,7 +218,7 @@ class _Checks:
     def _verified_checksum(self, trailers: Mapping[str, str]) -> Checksum | None:
         claim = self._claim
         if self._trailer:
-            claim = s3_checksums.in_headers(trailers)
+            claim = checksums.in_headers(trailers)
             if claim is None or claim.algorithm != self._trailer.name:
                 raise S3Error(
                     "MalformedTrailerError",
@@ -227,7 +227,7 @@ class _Checks:
                 )
         if self._algorithm is None or self._digest is None:
             return claim
-        computed = s3_checksums.of_bytes(self._algorithm.name, self._digest)
+        computed = checksums.of_bytes(self._algorithm.name, self._digest)
         if claim and claim.raw != computed.raw:
             raise S3Error(
                 "BadDigest",
