@@ -46,6 +46,35 @@ REQUEST_ID_VARIABLE = "AWS_LAMBDA_REQUEST_ID"
 JOB_ID_HEADER = "scar-batch-job-id"
 """In the headers of an `Answer`: the Batch job that the event was delegated to."""
 
+PYTHON_COMMAND = (
+    f"{SCAR_DIR}/lib/ld.so",
+    *("--inhibit-cache", "--library-path", f"{SCAR_DIR}/lib"),
+    *("--argv0", f"{SCAR_DIR}/bin/python3", f"{SCAR_DIR}/bin/python3"),
+    *("-I", "-S", "-B", "-X", "utf8"),
+)
+"""The Python of a derived image, by its own loader: the image's libc and locale play no part."""
+
+APP_DIR = f"{SCAR_DIR}/app"
+"""What PYTHON_COMMAND runs in a derived image: the supervisor's package and its start."""
+
+NODE_COUNT_VARIABLE = "AWS_BATCH_JOB_NUM_NODES"
+"""Set by Batch on the nodes of multi-node parallel jobs."""
+
+MNP_SECRET_VARIABLE = "SCAR_MNP_SECRET"
+"""In a multi-node job's overrides: made for each job, known to its nodes only."""
+
+EXIT_NOT_JOINED = 111
+"""Exit code of a multi-node job whose nodes did not all come in time."""
+
+EXIT_NODE_LOST = 112
+"""Exit code of a multi-node job that lost a node, or whose node did not see the job's end."""
+
+EXIT_MAIN_LOST = 113
+"""Exit code of a child node whose main node went away."""
+
+EXIT_SECRET = 114
+"""Exit code of a node that has no secret, or another one than the main node."""
+
 EXIT_STAGING = 120
 """Exit code of a Batch job whose input or output could not be copied."""
 

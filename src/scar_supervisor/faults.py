@@ -6,7 +6,8 @@
     ├── StagingFailed      an input or output could not be copied
     ├── ScriptFailed       the user's script said no: its exit code
     ├── ScriptTimedOut     the user's script needed more time than the invocation has
-    └── DelegationFailed   the event could not be handed over to Batch
+    ├── DelegationFailed   the event could not be handed over to Batch
+    └── NodesFailed        another node of a multi-node job failed
 
 `Stopped` is no fault: the platform asked the supervisor to end.
 """
@@ -63,6 +64,14 @@ class ScriptTimedOut(Fault):
 
 class DelegationFailed(Fault):
     """The event could not be handed over to Batch."""
+
+
+class NodesFailed(Fault):
+    """Another node of a multi-node job failed; `exit_code` is the job's."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("the job's nodes did not all succeed")
+        self.exit_code = exit_code
 
 
 class Stopped(BaseException):

@@ -10,17 +10,27 @@ from scar_supervisor.faults import (
     ConfigFault,
     EventFault,
     Fault,
+    NodesFailed,
     ScriptFailed,
     StagingFailed,
 )
 from scar_supervisor.log import Log
 from scar_supervisor.script import Limits, stop_grace_s
 from scar_supervisor.storage import Storages
-from scar_supervisor.supervise import Supervisor, Turn, load_function, work_of
+from scar_supervisor.supervise import Part, Supervisor, Turn, load_function, work_of
 
 
 def run(environ: Mapping[str, str], log: Log) -> int:
     """Run the job's event; the exit code: the script's, or contract.EXIT_*."""
+    if contract.NODE_COUNT_VARIABLE in environ:
+        from scar_supervisor import nodes
+
+        return nodes.run(environ, log, work)
+    return work(environ, log, Part())
+
+
+def work(environ: Mapping[str, str], log: Log, part: Part) -> int:
+    """Do one machine's part of the job; the exit code."""
     try:
         function = load_function(environ)
         log = Log(function.config.log_level)
@@ -28,10 +38,13 @@ def run(environ: Mapping[str, str], log: Log) -> int:
         event = work_of(events.parse(_event(environ, storages, log)), log)
         if event is None:
             return 0
+        if part.scratch_name and len(event.objects) > 1:
+            raise EventFault("a multi-node job works on one object; the event has several")
         turn = Turn(
             environ.get(contract.REQUEST_ID_VARIABLE) or environ["AWS_BATCH_JOB_ID"],
             in_job=True,
             limits=Limits(stop_grace_s=stop_grace_s(environ)),
+            part=part,
         )
         Supervisor(function, environ, storages, log).supervise(event, turn)
     except Fault as fault:
@@ -42,7 +55,7 @@ def run(environ: Mapping[str, str], log: Log) -> int:
 
 def exit_code(fault: Fault) -> int:
     """The exit code that tells of a fault."""
-    if isinstance(fault, ScriptFailed):
+    if isinstance(fault, (ScriptFailed, NodesFailed)):
         return fault.exit_code
     if isinstance(fault, (ConfigFault, EventFault)):
         return contract.EXIT_CONFIG

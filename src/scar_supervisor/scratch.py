@@ -21,12 +21,13 @@ class Scratch:
 
 
 @contextmanager
-def fresh(environ: Mapping[str, str], log: Log) -> Iterator[Scratch]:
+def fresh(environ: Mapping[str, str], log: Log, name: str = "") -> Iterator[Scratch]:
     """New empty directories, removed at the end with all that is in them.
 
+    With a `name` they are at the same place on every machine; what was there before is removed.
     Raises ConfigFault where no directory is writable.
     """
-    root = _new_directory(environ)
+    root = _new_directory(environ, name)
     try:
         scratch = Scratch(root, os.path.join(root, "input"), os.path.join(root, "output"))
         os.mkdir(scratch.input)
@@ -62,13 +63,15 @@ def remove(root: str) -> int:
     return left if _gone(root) else 0
 
 
-def _new_directory(environ: Mapping[str, str]) -> str:
-    name = f"scar-{os.urandom(6).hex()}"
+def _new_directory(environ: Mapping[str, str], wanted: str) -> str:
+    name = wanted or f"scar-{os.urandom(6).hex()}"
     tried = [environ.get("TMPDIR") or "/tmp", "/tmp", "/var/tmp"]  # noqa: S108
     for folder in dict.fromkeys(tried):
         try:
             os.makedirs(folder, exist_ok=True)  # an image may have no /tmp
             path = os.path.join(os.path.abspath(folder), name)
+            if wanted and os.path.isdir(path):
+                remove(path)
             os.mkdir(path, 0o700)
         except OSError:
             continue

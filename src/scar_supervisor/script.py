@@ -149,7 +149,8 @@ class _Run:
     def _start(self, argv: Sequence[str], environ: Mapping[str, str], write_end: int) -> int | None:
         """Start the program; the exit code where it cannot be started."""
         try:
-            self._pid = _spawn(program.find(argv[0], environ), argv, environ, write_end)
+            path = program.find(argv[0], environ)
+            self._pid = spawn(path, argv, environ, (None, write_end, write_end))
         except OSError as exc:
             why = f"{argv[0]}: {exc.strerror}" if exc.strerror else str(exc)
             self._output.add(f"cannot start {why}\n".encode(errors="replace"))
@@ -173,7 +174,7 @@ class _Run:
                 self._timed_out, grace_s = True, self._limits.grace_s
             if grace_s is not None:
                 ending, until = True, time.monotonic() + grace_s
-                _signal_group(self._pid, signal.SIGTERM)
+                send_signal(-self._pid, signal.SIGTERM)
         # What the script wrote last is in the pipe; its children may keep that open for ever.
         drained = time.monotonic() + DRAIN_S
         while inbox.open and time.monotonic() < drained:
@@ -201,9 +202,9 @@ class _Run:
         """
         limit = time.monotonic() + LAST_WAIT_S
         while self._reap():
-            left = _descendants()
+            left = descendants()
             for pid in left if left is not None else (-self._pid,):
-                _signal(pid, signal.SIGKILL)
+                send_signal(pid, signal.SIGKILL)
             if time.monotonic() > limit:
                 return len(left or (self._pid,))
             time.sleep(0.002)
@@ -268,8 +269,17 @@ class _Signals:
             self._on_stop()
 
 
-def _spawn(path: str, argv: Sequence[str], environ: Mapping[str, str], output: int) -> int:
-    """Start a program as the leader of a new session; its process id. Raises OSError."""
+def spawn(
+    path: str,
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    streams: tuple[int | None, int, int],
+    directory: str | None = None,
+) -> int:
+    """Start a program as the leader of a new session; its process id. Raises OSError.
+
+    `streams` are its stdin (None: empty), stdout and stderr.
+    """
     arguments = [os.fsencode(word) for word in argv]
     variables = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
     told, tell = os.pipe2(os.O_CLOEXEC)
@@ -277,7 +287,7 @@ def _spawn(path: str, argv: Sequence[str], environ: Mapping[str, str], output: i
     pid = os.fork()
     if pid == 0:
         try:
-            _prepare_child(output)
+            _prepare_child(streams, directory)
             os.execve(path, arguments, variables)  # noqa: S606
         except OSError as exc:
             os.write(tell, str(exc.errno).encode())
@@ -292,23 +302,29 @@ def _spawn(path: str, argv: Sequence[str], environ: Mapping[str, str], output: i
     return pid
 
 
-def _prepare_child(output: int) -> None:
+def _prepare_child(streams: tuple[int | None, int, int], directory: str | None) -> None:
     os.setsid()
     # Python ignores SIGPIPE and SIGXFSZ; programs expect the defaults.
     for number in ("SIGPIPE", "SIGXFSZ", "SIGCHLD", "SIGTERM", "SIGINT"):
         signal.signal(getattr(signal, number), signal.SIG_DFL)
+    os.dup2(_empty() if streams[0] is None else streams[0], 0)
+    os.dup2(streams[1], 1)
+    os.dup2(streams[2], 2)
+    if directory is not None:
+        os.chdir(directory)
+
+
+def _empty() -> int:
     try:
-        empty = os.open("/dev/null", os.O_RDONLY)
+        return os.open("/dev/null", os.O_RDONLY)
     except OSError:  # an image run without /dev
         empty, other = os.pipe()
         os.close(other)
-    os.dup2(empty, 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+        return empty
 
 
-def _descendants() -> list[int] | None:
-    """All processes below this one; None where there is no /proc."""
+def descendants(of: int | None = None) -> list[int] | None:
+    """All processes below one (this one); None where there is no /proc."""
     parents: dict[int, int] = {}
     try:
         names = os.listdir("/proc")
@@ -324,20 +340,17 @@ def _descendants() -> list[int] | None:
                 continue  # it has ended meanwhile
     if not parents:
         return None
-    found, waiting = [], [os.getpid()]
+    found, waiting = [], [of or os.getpid()]
     while waiting:
         parent = waiting.pop()
-        children = [pid for pid, of in parents.items() if of == parent]
+        children = [pid for pid, its in parents.items() if its == parent]
         found += children
         waiting += children
     return found
 
 
-def _signal_group(pid: int, number: int) -> None:
-    _signal(-pid, number)
-
-
-def _signal(pid: int, number: int) -> None:
+def send_signal(pid: int, number: int) -> None:
+    """As kill(2), to a process or (negative) a group; harmless where it has ended."""
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):

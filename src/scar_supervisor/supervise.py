@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scar_supervisor import contract, environment, program, scratch, script, staging
@@ -25,6 +25,23 @@ class Function:
     directory: str
 
 
+Runner = Callable[
+    [Sequence[str], Mapping[str, str], Limits, Callable[[bytes], None]],
+    Outcome,
+]
+"""Runs a program as `script.run` does."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """This machine's part in the work: all of it, or that of one node."""
+
+    run: Runner = script.run
+    scratch_name: str = ""
+    """Where the work is done, the same on all nodes; empty: anywhere."""
+    stages_out: bool = True
+
+
 @dataclass(frozen=True)
 class Turn:
     """One event's circumstances."""
@@ -33,6 +50,7 @@ class Turn:
     limits: Limits
     in_job: bool = False
     trace_id: str | None = None
+    part: Part = Part()
 
 
 def load_function(environ: Mapping[str, str]) -> Function:
@@ -89,7 +107,7 @@ class Supervisor:
         return bytes(output)
 
     def _run_once(self, event: Event, item: InputObject | None, turn: Turn) -> Outcome:
-        with scratch.fresh(self._environ, self._log) as directories:
+        with scratch.fresh(self._environ, self._log, turn.part.scratch_name) as directories:
             input_path = self._stage_in(event, item, directories, turn)
             given = self._given(event, item, directories, turn)
             given["INPUT_FILE_PATH"] = input_path
@@ -100,7 +118,9 @@ class Supervisor:
                 self._log.warning(f"query parameter {name!r} is not given to the script")
             config, root = self._function.config, directories.root
             argv = program.command_line(event, config, self._function.directory, root)
-            outcome = self._run(argv, variables, turn.limits)
+            outcome = self._run(argv, variables, turn)
+            if not turn.part.stages_out:
+                return outcome
             copies = staging.stage_out(config, directories.output, self._storages, self._log)
             self._log.info(f"staged out {copies} files")
             return outcome
@@ -154,8 +174,8 @@ class Supervisor:
             )
         return given
 
-    def _run(self, argv: tuple[str, ...], variables: Mapping[str, str], limits: Limits) -> Outcome:
-        outcome = script.run(argv, variables, limits, self._log.write)
+    def _run(self, argv: tuple[str, ...], variables: Mapping[str, str], turn: Turn) -> Outcome:
+        outcome = turn.part.run(argv, variables, turn.limits, self._log.write)
         if outcome.left_behind:
             self._log.warning(f"{outcome.left_behind} processes of the script would not end")
         if outcome.stopped:

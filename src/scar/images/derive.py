@@ -14,14 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scar.errors import ImageError
-from scar_supervisor.contract import SCAR_DIR, ImageDefaults
+from scar.images.streams import Packing
+from scar_supervisor.contract import APP_DIR, PYTHON_COMMAND, ImageDefaults
 
-ENTRYPOINT = (
-    f"{SCAR_DIR}/lib/ld.so",
-    *("--inhibit-cache", "--library-path", f"{SCAR_DIR}/lib"),
-    *("--argv0", f"{SCAR_DIR}/bin/python3", f"{SCAR_DIR}/bin/python3"),
-    *("-I", "-S", "-B", "-X", "utf8", f"{SCAR_DIR}/app"),
-)
+ENTRYPOINT = (*PYTHON_COMMAND, APP_DIR)
 """The supervisor's own loader and Python: the image's libc and locale play no part."""
 
 HOST_LABEL = "scar.host"
@@ -48,6 +44,15 @@ LAYER_TYPES: Mapping[Family, str] = {
     "docker": f"{_DOCKER}image.rootfs.diff.tar.gzip",
 }
 INDEX_TYPES = (f"{_OCI}index.v1+json", f"{_DOCKER}distribution.manifest.list.v2+json")
+LAYER_PACKINGS: Mapping[str, Packing] = {
+    LAYER_TYPES["oci"]: "gzip",
+    LAYER_TYPES["docker"]: "gzip",
+    f"{_OCI}layer.v1.tar+zstd": "zstd",
+    f"{_DOCKER}image.rootfs.diff.tar.zstd": "zstd",
+    f"{_OCI}layer.v1.tar": "none",
+    f"{_DOCKER}image.rootfs.diff.tar": "none",
+}
+"""What layers may be where they come from."""
 
 _LOADER_PREFIXES = ("LD_", "PYTHON")
 _LOADER_NAMES = ("GLIBC_TUNABLES", "GCONV_PATH", "LOCPATH")
@@ -59,11 +64,13 @@ class Blob:
 
     digest: str
     size_bytes: int
+    packing: Packing = "gzip"
+    """How a layer is compressed where it comes from; what we push is gzip."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """The user's image, as far as deriving needs it. Its layers are gzip."""
+    """The user's image, as far as deriving needs it."""
 
     digest: str
     """Of its manifest: changes when anything in the image does."""
@@ -90,6 +97,9 @@ class Derived:
     manifest: bytes
     media_type: str
     """Of the manifest."""
+    base_blobs: tuple[Blob, ...]
+    layers: tuple[Layer, ...]
+    """Ours."""
 
     @property
     def config_blob(self) -> Blob:
@@ -133,8 +143,11 @@ def defaults(base: Base) -> ImageDefaults:
 
 
 def content_tag(function: str, base: Base, layers: Sequence[Layer]) -> str:
-    """The tag of `function`'s image: another content, another tag."""
-    parts = [base.digest, *(layer.blob.digest for layer in layers)]
+    """The tag of `function`'s image: another content, another tag.
+
+    Of the layers as they are unpacked: how they are compressed differs between machines.
+    """
+    parts = [base.digest, *(layer.diff_id for layer in layers)]
     return f"{function}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}"
 
 
@@ -142,9 +155,10 @@ def derive(base: Base, layers: Sequence[Layer], supervisor: str) -> Derived:
     """`base` with `layers` on top, run by the supervisor of version `supervisor`.
 
     The same arguments give the same bytes. Raises ImageError where the base's config does not
-    describe its layers.
+    describe its layers. What Lambda wants holds: one manifest, media types of one family, gzip.
     """
     family: Family = base.family
+    assert all(blob.packing == "gzip" for blob in base.layers), "layers are repacked before"
     config = _config(base, layers, supervisor)
     body = json.dumps(config, sort_keys=True).encode()
     blobs = [*base.layers, *(layer.blob for layer in layers)]
@@ -156,7 +170,8 @@ def derive(base: Base, layers: Sequence[Layer], supervisor: str) -> Derived:
         "config": _descriptor(Blob(digest_of(body), len(body)), CONFIG_TYPES[family]),
         "layers": [_descriptor(blob, LAYER_TYPES[family]) for blob in blobs],
     }
-    return Derived(body, json.dumps(manifest).encode(), MANIFEST_TYPES[family])
+    packed = json.dumps(manifest).encode()
+    return Derived(body, packed, MANIFEST_TYPES[family], base.layers, tuple(layers))
 
 
 def _config(base: Base, layers: Sequence[Layer], supervisor: str) -> dict[str, Any]:
