@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup supervisor fmt lint test bench demo clean
+.PHONY: help setup supervisor wheel fmt lint test bench demo clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -16,8 +16,11 @@ setup: .venv/.ready ## make .venv with SCAR and all that its tests need
 	$(BIN)/pip install --quiet --editable '.[local,dev]'
 	@touch $@
 
-supervisor: setup ## build the Python that runs the supervisor in any image (needs apt-get; no root)
-	$(BIN)/python tools/build_supervisor.py
+supervisor: setup ## build what runs the supervisor in any image, for all or one: ARCH=all|amd64|arm64 (needs apt-get; no root)
+	$(BIN)/python tools/build_supervisor.py --arch $(or $(ARCH),all)
+
+wheel: supervisor ## build the wheel, with the supervisor for x86_64 and arm64, into dist/
+	$(BIN)/python -m hatchling build -t wheel
 
 fmt: setup ## format the code
 	$(BIN)/ruff format src tests tools benchmarks

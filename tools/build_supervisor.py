@@ -4,7 +4,11 @@ The Python comes from Debian packages, fetched with a private apt root (no root 
 the machine's own package state is touched) and trimmed; it is cached under build/, so a change of
 the supervisor's sources costs about a second and no network. Two runs give the same bytes.
 
-    python tools/build_supervisor.py [--arch amd64|arm64] [--refresh]
+The packages are those of supervisor.lock.json, by version and sha256. Debian's mirrors drop old
+versions: where one is gone, the build takes what is there and says so; --refresh takes the newest
+and writes them down.
+
+    python tools/build_supervisor.py [--arch host|all|amd64|arm64] [--refresh]
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "src" / "scar_supervisor"
 OUTPUT = ROOT / "src" / "scar" / "supervisor"
 CACHE = ROOT / "build" / "supervisor"
+LOCK = Path(__file__).with_name("supervisor.lock.json")
 
 SUITE = "trixie"
 PYTHON = "3.13"
@@ -119,16 +124,37 @@ NATIVE = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def main() -> int:
-    """Build one architecture's layer into src/scar/supervisor."""
+    """Build the layers of one or all architectures into src/scar/supervisor."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", choices=sorted(ARCHITECTURES), default="amd64")
-    parser.add_argument("--refresh", action="store_true", help="fetch the Debian packages again")
+    choices = ["host", "all", *sorted(ARCHITECTURES)]
+    parser.add_argument("--arch", choices=choices, default="host", help="default: this machine's")
+    parser.add_argument("--refresh", action="store_true", help="take the newest Debian packages")
     arguments = parser.parse_args()
-    architecture = ARCHITECTURES[arguments.arch]
-    runtime = built_runtime(architecture, arguments.refresh)
-    digest = write_layer(architecture, runtime)
-    print(f"{OUTPUT / architecture.name}.tar.gz  {digest}")
+    names = {"host": [native()], "all": sorted(ARCHITECTURES)}.get(arguments.arch, [arguments.arch])
+    if arguments.refresh:
+        names = sorted(ARCHITECTURES)
+        LOCK.unlink(missing_ok=True)
+        shutil.rmtree(CACHE, ignore_errors=True)
+    built = {name: built_runtime(ARCHITECTURES[name]) for name in names}
+    if arguments.refresh:
+        locked = {name: runtime.packages for name, runtime in built.items()}
+        LOCK.write_text(json.dumps(locked, indent=1, sort_keys=True) + "\n")
+        for runtime in built.values():  # it was built of just these
+            directory = runtime.directory
+            directory.rename(CACHE / f"{directory.name.partition('-')[0]}-{_recipe()}")
+        built = {name: built_runtime(ARCHITECTURES[name]) for name in names}
+    for name, runtime in built.items():
+        digest = write_layer(ARCHITECTURES[name], runtime)
+        print(f"{OUTPUT / ARCHITECTURES[name].name}.tar.gz  {digest}")
     return 0
+
+
+def native() -> str:
+    """Debian's name of this machine's architecture."""
+    name = NATIVE.get(platform.machine())
+    if name is None:
+        raise SystemExit(f"the supervisor cannot be built on a {platform.machine()} machine")
+    return name
 
 
 @dataclass(frozen=True)
@@ -155,11 +181,9 @@ class Runtime:
         return found
 
 
-def built_runtime(architecture: Architecture, refresh: bool) -> Runtime:
+def built_runtime(architecture: Architecture) -> Runtime:
     """The runtime for this recipe from the cache, or built now."""
     directory = CACHE / f"{architecture.debian}-{_recipe()}"
-    if refresh:
-        shutil.rmtree(directory, ignore_errors=True)
     if not (directory / "head.json").exists():
         partial = directory.with_name(f"{directory.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -210,7 +234,8 @@ def sources_sha256(package: Path) -> str:
 
 
 def _recipe() -> str:
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    lock = LOCK.read_bytes() if LOCK.exists() else b""
+    return hashlib.sha256(Path(__file__).read_bytes() + lock).hexdigest()[:12]
 
 
 def _build_runtime(architecture: Architecture, runtime: Runtime) -> None:
@@ -255,14 +280,38 @@ def _fetch(architecture: Architecture, directory: Path) -> dict[str, dict[str, s
     for name, value in options.items():
         command += ["-o", f"{name}={value}"]
     _run([*command, "update"])
-    _run([*command, "download", *PACKAGES], cwd=apt / "debs")
+    locked = _locked(architecture)
+    for name in PACKAGES:
+        _download(command, name, locked.get(name, {}).get("version"), apt / "debs")
     packages = {}
     for deb in sorted((apt / "debs").glob("*.deb")):
         name, version = _output(["dpkg-deb", "-W", str(deb)]).split()
         digest = hashlib.sha256(deb.read_bytes()).hexdigest()
         packages[name] = {"version": version, "sha256": digest}
+        if locked.get(name, packages[name])["version"] == version:
+            _check_digest(name, packages[name], locked.get(name, packages[name]))
         _run(["dpkg-deb", "-x", str(deb), str(directory / "unpacked")])
     return packages
+
+
+def _locked(architecture: Architecture) -> dict[str, dict[str, str]]:
+    locked: dict[str, dict[str, dict[str, str]]]
+    locked = json.loads(LOCK.read_text()) if LOCK.exists() else {}
+    return locked.get(architecture.debian, {})
+
+
+def _download(apt_get: list[str], name: str, version: str | None, directory: Path) -> None:
+    if version is not None:
+        wanted = [*apt_get, "download", f"{name}={version}"]
+        if subprocess.run(wanted, cwd=directory, capture_output=True, check=False).returncode == 0:
+            return
+        print(f"{name} {version} is on no mirror any more: taking what there is", file=sys.stderr)
+    _run([*apt_get, "download", name], cwd=directory)
+
+
+def _check_digest(name: str, found: dict[str, str], locked: dict[str, str]) -> None:
+    if found["sha256"] != locked["sha256"]:
+        raise SystemExit(f"{name} {found['version']} is not the file that {LOCK.name} names")
 
 
 def _sources_list(architecture: Architecture) -> str:
@@ -284,8 +333,9 @@ def _sources_list(architecture: Architecture) -> str:
 
 def _assemble(architecture: Architecture, unpacked: Path, tree: Path) -> None:
     """Copy what the supervisor needs of the unpacked packages into `tree`."""
-    for folder in ("bin", "lib"):
+    for folder in ("bin", "lib", "tmp"):
         (tree / folder).mkdir(parents=True)
+    (tree / "tmp").chmod(0o1777)  # for images without a /tmp that their user could write to
     shutil.copy(unpacked / f"usr/bin/python{PYTHON}", tree / "bin" / "python3")
     shutil.copy(_library(architecture, unpacked, architecture.loader), tree / "lib" / "ld.so")
     # libc.so.6 needs the loader by its own name.
@@ -335,13 +385,10 @@ def _library(architecture: Architecture, unpacked: Path, name: str) -> Path:
 
 def _interpreter(architecture: Architecture, runtime: Runtime) -> list[str]:
     """A command that starts a Python of the same version on this machine, for byte-compiling."""
-    native = NATIVE.get(platform.machine())
-    if native == architecture.debian:
-        tree = runtime.tree
-    elif native is not None:
-        tree = built_runtime(ARCHITECTURES[native], refresh=False).tree
-    else:
-        raise SystemExit(f"cannot byte-compile on a {platform.machine()} machine")
+    here = native()
+    tree = runtime.tree
+    if here != architecture.debian:
+        tree = built_runtime(ARCHITECTURES[here]).tree
     return [
         str(tree / "lib" / "ld.so"),
         "--inhibit-cache",
@@ -415,7 +462,8 @@ def _entries(root: Path, skip: Iterable[str] = ()) -> Iterator[bytes]:
             entry.type, entry.mode = tarfile.SYMTYPE, 0o777
             entry.linkname = os.readlink(path)
         elif path.is_dir():
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            entry.type = tarfile.DIRTYPE
+            entry.mode = 0o1777 if status.st_mode & stat.S_ISVTX else 0o755
         else:
             content = path.read_bytes()
             entry.size = len(content)

@@ -7,8 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from scar_supervisor import contract
 from scar_supervisor.faults import ConfigFault, StagingFailed
 from scar_supervisor.log import Log
+
+_OWN_TMP = f"{contract.SCAR_DIR}/tmp"
+"""In every derived image: an image without /tmp may have a user who cannot make one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def remove(root: str) -> int:
 
 def _new_directory(environ: Mapping[str, str], wanted: str) -> str:
     name = wanted or f"scar-{os.urandom(6).hex()}"
-    tried = [environ.get("TMPDIR") or "/tmp", "/tmp", "/var/tmp"]  # noqa: S108
+    tried = [environ.get("TMPDIR") or "/tmp", "/tmp", "/var/tmp", _OWN_TMP]  # noqa: S108
     for folder in dict.fromkeys(tried):
         try:
             os.makedirs(folder, exist_ok=True)  # an image may have no /tmp

@@ -16,6 +16,7 @@ from scar_supervisor import contract
 from tests.conftest import missing
 from tests.doubles.supervised import SOURCES, a_config
 
+MACHINES = {"x86_64": 62, "arm64": 183}  # e_machine in the ELF header
 BUILT = Path(__file__).parents[2] / "src" / "scar" / "supervisor"
 LAYER, MANIFEST = BUILT / "x86_64.tar.gz", BUILT / "x86_64.json"
 BASE = {"AWS_BATCH_JOB_ID": "j", "SCAR_EVENT": "{}"}
@@ -190,3 +191,76 @@ def test_all_of_the_supervisor_can_be_imported_in_it(tree):
                for part in ENTRYPOINT[:-1]]  # fmt: skip
     done = subprocess.run([*command, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module", params=["x86_64", "arm64"])
+def built(request, tmp_path_factory):
+    """One architecture's tree and its name."""
+    layer = BUILT / f"{request.param}.tar.gz"
+    if not layer.exists():
+        missing(request.param, f"no tree for {request.param}: run `make supervisor`")
+    directory = tmp_path_factory.mktemp(request.param)
+    with tarfile.open(layer) as tar:
+        tar.extractall(directory, filter="tar")
+    return request.param, directory / "opt" / "scar"
+
+
+def test_every_program_in_a_tree_is_of_its_architecture(built):
+    name, tree = built
+    programs = {
+        path.relative_to(tree).as_posix(): int.from_bytes(head[18:20], "little")
+        for path in tree.rglob("*")
+        if path.is_file() and (head := path.read_bytes()[:20]).startswith(b"\x7fELF")
+    }
+    assert {"bin/python3", "lib/ld.so", "lib/libc.so.6", "lib/libssl.so.3"} <= programs.keys()
+    assert set(programs.values()) == {MACHINES[name]}
+
+
+def test_a_tree_needs_no_library_that_is_not_in_it(built):
+    _, tree = built
+    for path in tree.rglob("*"):
+        if path.is_symlink() or not path.is_file() or path.read_bytes()[:4] != b"\x7fELF":
+            continue
+        told = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True)
+        for line in told.stdout.splitlines():
+            if "(NEEDED)" in line:
+                needed = line.partition("[")[2].rstrip("]")
+                assert (tree / "lib" / needed).exists(), f"{path.name} needs {needed}"
+
+
+def test_both_trees_hold_the_same_files():
+    names = {}
+    for name, machine, loader in (
+        ("x86_64", "x86_64", "ld-linux-x86-64.so.2"),
+        ("arm64", "aarch64", "ld-linux-aarch64.so.1"),
+    ):
+        if not (BUILT / f"{name}.tar.gz").exists():
+            missing(name, f"no tree for {name}: run `make supervisor`")
+        with tarfile.open(BUILT / f"{name}.tar.gz") as tar:
+            found = {(entry.name, entry.mode, entry.type) for entry in tar}
+        names[name] = {
+            (path.replace(loader, "LOADER").replace(machine, "MACHINE"), *rest)
+            for path, *rest in found
+        }
+    assert names["x86_64"] == names["arm64"]
+
+
+def test_the_arm64_tree_runs_a_script(tmp_path):
+    emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    if emulator is None or not (BUILT / "arm64.tar.gz").exists():
+        missing("qemu", "needs qemu-user-static and the tree of `make supervisor`")
+    with tarfile.open(BUILT / "arm64.tar.gz") as tar:
+        tar.extractall(tmp_path, filter="tar")
+    (tmp_path / "config.json").write_text(a_config().dump())
+    (tmp_path / "script").write_text('echo "$TMP_INPUT_DIR"; (sleep 60 &); exit 6')
+    entry = [part.replace("/opt/scar", f"{tmp_path}/opt/scar") for part in ENTRYPOINT]
+    done = subprocess.run(
+        [emulator, *entry],
+        env={**BASE, "SCAR_FUNCTION_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 6, done.stdout + done.stderr
+    assert "/tmp/scar-" in done.stdout
