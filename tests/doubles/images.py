@@ -165,6 +165,18 @@ def served_registry(data: Path) -> Iterator[tuple[Registry, Client]]:
         server.server_close()
 
 
+def forget_pulled(address: str) -> None:
+    """Remove what Docker has pulled from the registry at this host and port."""
+    import docker
+
+    client = docker.from_env()
+    for image in client.images.list():
+        for name in image.attrs.get("RepoDigests") or ():
+            if name.startswith(f"{address}/"):
+                client.images.remove(name)
+    client.close()
+
+
 def ecr(registry: Registry, operation: str, **params: Any) -> dict[str, Any]:
     """Call one ECR operation as the door does."""
     answer: dict[str, Any] = getattr(registry, operation)(Request(operation, REGION, params))

@@ -33,6 +33,7 @@ from tests.doubles.images import (
     Item,
     busybox_layer,
     ecr,
+    forget_pulled,
     layer,
     served_registry,
 )
@@ -102,7 +103,7 @@ def _world(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         engine.stop_all()
         assert list((data / "scratch").iterdir()) == []
         if name == "docker":
-            _remove_images(client.address)
+            forget_pulled(client.address)
 
 
 def test_the_images_command_runs_and_says_what_it_says(world: World) -> None:
@@ -413,15 +414,6 @@ def test_auto_reports_what_it_tried_and_names_the_remedy(
         image = client.push("scar", "v1", Image([layer(Item("a", b""))]))
         with pytest.raises(EngineError, match="install bubblewrap"):
             engine.start(ContainerSpec("n", image, command=["x"]), lambda line: None)
-
-
-def _remove_images(address: str) -> None:
-    client = docker.from_env()
-    for image in client.images.list():
-        for name in image.attrs.get("RepoDigests") or ():
-            if name.startswith(f"{address}/"):
-                client.images.remove(name)
-    client.close()
 
 
 _DAEMON = """
