@@ -11,7 +11,7 @@ from scar.aws.errors import speaking_to
 from scar.aws.handlers import handlers
 from scar.errors import CloudError
 from scar.images.derive import derive, host_base
-from scar.images.registry import push
+from scar.images.push import push
 from scar.plan.diff import to_reach, to_remove
 from scar.plan.resources import (
     Bucket,
@@ -24,6 +24,7 @@ from scar.plan.resources import (
     LogGroup,
     Permission,
     Repository,
+    RestApi,
     id_of,
 )
 from tests.doubles.cloud import local_cloud
@@ -37,7 +38,7 @@ def account(tmp_path_factory):
 
 def push_empty_image(to, tag):
     base = host_base("x86_64")
-    push(derive(base, [], "5.0"), None, base, [], to, tag)
+    push(derive(base, [], "5.0"), None, to, tag)
 
 
 @pytest.fixture
@@ -86,6 +87,10 @@ def cases(account, n, images):
         {"AA": "1"},
         tags,
     )
+    api = RestApi(
+        function.name, f"api-{n}", arn, "scar", "ANY", "{proxy+}",
+        {**tags, "function": function.name},
+    )
     images = [Repository("scar"), *images]
     others = {"owner": "me"}
     return {
@@ -118,6 +123,14 @@ def cases(account, n, images):
             dataclasses.replace(definition, memory_mib=1024, vcpus=1, environment={}),
             [],
         ),
+        "REST API": (
+            api,
+            dataclasses.replace(
+                api, api_name="other", stage="v2", http_method="GET", path_part="cow",
+                tags={**api.tags, **others},
+            ),
+            [*images, function],
+        ),
     }  # fmt: skip
 
 
@@ -128,7 +141,7 @@ def run(resources, keepers):
 
 KINDS = [
     *("log group", "bucket", "repository", "image", "function", "permission", "trigger"),
-    *("compute environment", "job queue", "job definition"),
+    *("compute environment", "job queue", "job definition", "REST API"),
 ]
 
 

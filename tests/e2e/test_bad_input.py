@@ -62,9 +62,12 @@ error: unknown command `inti`
 """,
     ),
     Wrong(
-        "a command that is to come",
-        "invoke -n cow",
-        "error: `invoke` comes with API Gateway support, which is not in this version yet\n",
+        "a call of nothing",
+        "invoke -p {}",
+        """\
+error: `scar invoke` needs to know the function
+   help: add `-n NAME` or `-f FILE`
+""",
     ),
     Wrong(
         "an unknown flag",
@@ -212,12 +215,11 @@ letter or digit, got `Video`
 """,
     ),
     Wrong(
-        "a flag for what is to come",
-        "--local init -i host -n cow -api web",
+        "a call with parameters that are no object",
+        "invoke -n cow -p 7",
         """\
-error: `api_gateway` is not in this version of SCAR yet
-  --> --api-gateway-name  functions.aws[0].api_gateway.name
-   help: remove it to deploy without
+error: `--parameters` is not a JSON object
+   help: write it as '{"name": "value"}'
 """,
     ),
     Wrong(

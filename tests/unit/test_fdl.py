@@ -302,7 +302,6 @@ def test_the_same_keys_in_an_old_scar_cfg_are_silent():
     [
         ("      vpc: {SubnetIds: [a]}", "vpc"),
         ("      file_system: [{Arn: a}]", "file_system"),
-        ("    api_gateway: {name: web}", "api_gateway"),
         ("    batch: {multi_node_parallel: {enable: true}}", "multi_node_parallel"),
         ("storage_providers: {minio: {mine: {endpoint: x}}}", "storage_providers.minio"),
         ("storage_providers: {s3: {mine: {access_key: x}}}", "storage_providers.s3"),

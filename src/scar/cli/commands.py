@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from argparse import Namespace
@@ -398,8 +397,7 @@ def _call(values: Namespace, function: AwsFunction | None) -> endpoint.Call:
         if file is None and text is None:
             file = its.data_binary
             path = Path(values.conf_file).parent / file if file is not None else None
-            data = its.json_data
-            text = data if data is None or isinstance(data, str) else json.dumps(data)
+            text = its.json_data
     body = text.encode(errors="surrogateescape") if text is not None else None
     if path is not None:
         body = _script(path, str(file))

@@ -6,6 +6,7 @@ single key can say (a rule across keys) is in `rules.py`.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -98,6 +99,42 @@ def _image(value: str) -> str:
     repository = value.split("@")[0].rpartition("/")[2].split(":")[0]
     if repository != repository.lower():
         raise ValueError(f"must have a lower-case repository, got `{value}`")
+    return value
+
+
+def _api_name(value: str) -> str:
+    if not 1 <= len(value) <= 1024:
+        raise ValueError(f"must have 1 to 1,024 characters, got {len(value)}")
+    return value
+
+
+def _stage_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", value):
+        raise ValueError(f"must be at most 128 letters, digits, `_` and `-`, got `{value}`")
+    return value
+
+
+def _path_part(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._:-]{1,255}|\{[A-Za-z0-9._:-]{1,255}\+?\}", value):
+        raise ValueError(
+            f"must be one part of a path, such as `cow`, or `{{proxy+}}` for all, got `{value}`"
+        )
+    return value
+
+
+def _query_text(value: Any) -> Any:
+    if isinstance(value, dict | list) or value is None:
+        raise ValueError("must be text or a number")
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _json_text(value: Any) -> Any:
+    if not isinstance(value, str):
+        return json.dumps(value)
+    try:
+        json.loads(value)
+    except ValueError as exc:
+        raise ValueError(f"must be JSON: {str(exc).lower()}") from exc
     return value
 
 
@@ -249,26 +286,26 @@ class ApiIntegration(Part):
 class ApiGateway(Part):
     """`api_gateway`: an HTTP endpoint for the function, open to anybody who knows the URL."""
 
-    name: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    name: Annotated[str, AfterValidator(_api_name)] | None = None
     """Name of the REST API; there is one where this is given."""
     boto_profile: str = "default"
     region: Region | None = None
-    stage_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")] = "scar"
+    stage_name: Annotated[str, AfterValidator(_stage_name)] = "scar"
     http_method: Annotated[
         Literal["ANY", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"],
         BeforeValidator(_upper),
     ] = "ANY"
-    path_part: Annotated[
-        str, Field(pattern=r"^([A-Za-z0-9._:-]+|\{[A-Za-z0-9._:-]+\+?\})$", max_length=255)
-    ] = "{proxy+}"
+    path_part: Annotated[str, AfterValidator(_path_part)] = "{proxy+}"
     """One part of a path, such as `cow`, or `{proxy+}` for every path."""
     method: ApiMethod = ApiMethod()
     integration: ApiIntegration = ApiIntegration()
-    parameters: dict[str, str | int | float] = Field(default_factory=dict)
+    parameters: dict[str, Annotated[str, BeforeValidator(_query_text)]] = Field(
+        default_factory=dict
+    )
     """Query parameters of `scar invoke -f`."""
     data_binary: str | None = None
     """File that `scar invoke -f` sends, relative to the FDL file."""
-    json_data: dict[str, Any] | str | None = None
+    json_data: Annotated[str, BeforeValidator(_json_text)] | None = None
     """JSON that `scar invoke -f` sends."""
 
 
