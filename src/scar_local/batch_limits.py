@@ -29,7 +29,7 @@ TAGS_LIMIT = 50
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _NOT_YET = (
-    *("secrets", "volumes", "mountPoints", "ulimits", "user", "privileged", "linuxParameters"),
+    *("secrets", "volumes", "mountPoints", "ulimits", "user", "privileged"),
     *("repositoryCredentials", "instanceType"),
 )
 """Container properties that would change what runs: refused rather than ignored."""
@@ -190,9 +190,26 @@ def _check_container(container: Mapping[str, Any], fargate: bool) -> None:
     log = container.get("logConfiguration")
     if log and log.get("logDriver") != "awslogs":
         refuse(f"log driver {log.get('logDriver')} is not in the local cloud yet; use awslogs")
+    _check_platform(container, fargate)
     for key in _NOT_YET:
         if container.get(key):
             refuse(f"containerProperties: {key} is not in the local cloud yet")
+
+
+def _check_platform(container: Mapping[str, Any], fargate: bool) -> None:
+    linux = {key for key, value in (container.get("linuxParameters") or {}).items() if value}
+    if linux - {"sharedMemorySize"}:
+        refuse(f"linuxParameters: {sorted(linux)[0]} is not in the local cloud yet")
+    if fargate:
+        if not container.get("executionRoleArn"):
+            refuse("Error executing request, Exception : EXECUTION_ROLE is required for Fargate")
+        if linux:
+            refuse("linuxParameters: sharedMemorySize is not applicable to Fargate")
+        if need_of(container).gpus:
+            refuse("GPU is not supported on Fargate")
+    for key in ("networkConfiguration", "fargatePlatformConfiguration", "ephemeralStorage"):
+        if container.get(key) and not fargate:
+            refuse(f"{key} is only applicable to Fargate")
 
 
 def check_variables(environment: Sequence[Mapping[str, Any]]) -> None:

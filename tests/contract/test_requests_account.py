@@ -66,8 +66,9 @@ def test_a_cloud_that_does_not_answer_is_a_cloud_error():
 def test_a_compute_environment_that_becomes_invalid_tells_batchs_reason():
     account = Account(LOCAL)
     wanted = ComputeEnvironment(
-        "q", "SPOT", 4, 0, 0, ("optimal",), "role", ("subnet-1",), ("sg-1",)
-    )
+        "q", "SPOT", 4, 0, 0, ("optimal",), "role", ("subnet-1",), ("sg-1",),
+        allocation_strategy="SPOT_PRICE_CAPACITY_OPTIMIZED",
+    )  # fmt: skip
     described = {
         "computeEnvironmentName": "q",
         "computeEnvironmentArn": "arn",

@@ -316,7 +316,7 @@ def test_keys_that_are_to_come_are_errors(lines: str, key: str):
 def test_batch_may_be_indented_into_lambda():
     function = function_of(loaded(cow("batch: {vcpus: 2}")))
     assert function.batch.vcpus == 2
-    assert faults(cow("batch: {vcpus: 0}")) == ["a.yaml:7:22: vcpus must be 1 or more, got 0"]
+    assert faults(cow("batch: {vcpus: 0}")) == ["a.yaml:7:22: vcpus must be 0.25 or more, got 0"]
 
 
 def test_the_examples_of_the_reference_load():

@@ -14,7 +14,13 @@ from scar.aws.errors import speaking_to
 from scar.aws.log_groups import StoredEvent, events
 from scar.aws.waiting import retrying, until
 from scar.errors import CloudError
-from scar.plan.resources import ComputeEnvironment, JobDefinition, JobQueue, batch_log_group
+from scar.plan.resources import (
+    ComputeEnvironment,
+    JobDefinition,
+    JobQueue,
+    RetryRule,
+    batch_log_group,
+)
 
 if TYPE_CHECKING:
     from types_boto3_batch.type_defs import JobDetailTypeDef
@@ -74,6 +80,7 @@ class ComputeEnvironments:
             service_role=_own_role(its.get("serviceRole", "")),
             state=its.get("state", "ENABLED"),
             tags=dict(its.get("tags", {})),
+            allocation_strategy=compute.get("allocationStrategy", ""),
         )
 
     def create(self, wanted: ComputeEnvironment) -> None:
@@ -94,12 +101,14 @@ class ComputeEnvironments:
         self._settle(wanted.name)
 
     def update(self, wanted: ComputeEnvironment, found: ComputeEnvironment) -> None:
-        """Change state and tags; everything else is in the name."""
-        if wanted.state != found.state:
+        """Change in place what somebody has changed; returns when it is VALID.
+
+        What we want is in the name, so only state and tags change by our own doing.
+        """
+        changes = _changes(wanted, found)
+        if changes:
             with speaking_to("batch"):
-                self._client.update_compute_environment(
-                    computeEnvironment=wanted.name, state=_state(wanted.state)
-                )
+                self._client.update_compute_environment(computeEnvironment=wanted.name, **changes)
             self._settle(wanted.name)
         _tag(self._client, self._describe(wanted.name), "computeEnvironmentArn", wanted, found)
 
@@ -209,13 +218,15 @@ class JobDefinitions:
             name=name,
             image_uri=container.get("image", ""),
             job_role_arn=container.get("jobRoleArn", ""),
-            vcpus=int(float(needs.get("VCPU", 0))),
+            vcpus=float(needs.get("VCPU", 0)),
             memory_mib=int(needs.get("MEMORY", 0)),
             gpus=int(needs.get("GPU", 0)),
             log_group=options.get("awslogs-group", ""),
             region=options.get("awslogs-region", ""),
             environment={one["name"]: one["value"] for one in container.get("environment", ())},
             tags=dict(its.get("tags", {})),
+            **_of_platform(its, container),
+            **_of_attempts(its),
         )
 
     def create(self, wanted: JobDefinition) -> None:
@@ -224,6 +235,9 @@ class JobDefinitions:
         Raises CloudError where it would be larger than Batch takes.
         """
         properties = _container(wanted)
+        timeout: Any = {}
+        if wanted.timeout_s is not None:
+            timeout = {"timeout": {"attemptDurationSeconds": wanted.timeout_s}}
         size = len(json.dumps(properties))
         if size > DEFINITION_LIMIT_BYTES:
             raise CloudError(
@@ -235,8 +249,11 @@ class JobDefinitions:
                 jobDefinitionName=wanted.name,
                 type="container",
                 containerProperties=properties,
-                platformCapabilities=["EC2"],
+                platformCapabilities=[wanted.platform],
+                propagateTags=wanted.propagates_tags,
+                retryStrategy=_retry_strategy(wanted),
                 tags=wanted.tags,
+                **timeout,
             )
 
     def update(self, wanted: JobDefinition, found: JobDefinition) -> None:
@@ -332,19 +349,32 @@ def _job(its: JobDetailTypeDef) -> Job:
 
 
 def _compute(wanted: ComputeEnvironment) -> Any:
-    # AWS's default, BEST_FIT, waits for one instance type and can never be updated.
-    best = "SPOT_PRICE_CAPACITY_OPTIMIZED" if wanted.type == "SPOT" else "BEST_FIT_PROGRESSIVE"
+    network = {"subnets": wanted.subnets, "securityGroupIds": wanted.security_group_ids}
+    if wanted.is_fargate:  # where the rest of it "isn't applicable: don't specify it"
+        return {"type": wanted.type, "maxvCpus": wanted.max_vcpus, **network}
+    strategy = wanted.allocation_strategy
     return {
         "type": wanted.type,
-        "allocationStrategy": best,
+        **({"allocationStrategy": strategy} if strategy else {}),
         "minvCpus": wanted.min_vcpus,
         "maxvCpus": wanted.max_vcpus,
         "desiredvCpus": wanted.desired_vcpus,
         "instanceTypes": wanted.instance_types,
         "instanceRole": wanted.instance_role,
-        "subnets": wanted.subnets,
-        "securityGroupIds": wanted.security_group_ids,
+        **network,
     }
+
+
+def _changes(wanted: ComputeEnvironment, found: ComputeEnvironment) -> dict[str, Any]:
+    """What UpdateComputeEnvironment must change; AWS answers what it cannot."""
+    changes: dict[str, Any] = {}
+    if wanted.state != found.state:
+        changes["state"] = wanted.state
+    before, after = _compute(found), _compute(wanted)
+    moved = {k: v for k, v in after.items() if v != before.get(k) and k != "desiredvCpus"}
+    if moved:
+        changes["computeResources"] = moved
+    return changes
 
 
 def _queue(queue: JobQueue) -> dict[str, Any]:
@@ -357,8 +387,9 @@ def _queue(queue: JobQueue) -> dict[str, Any]:
 
 
 def _container(wanted: JobDefinition) -> Any:
-    needs = {"VCPU": wanted.vcpus, "MEMORY": wanted.memory_mib, "GPU": wanted.gpus}
-    return {
+    vcpus = f"{wanted.vcpus:g}"
+    needs = {"VCPU": vcpus, "MEMORY": wanted.memory_mib, "GPU": wanted.gpus}
+    properties: dict[str, Any] = {
         "image": wanted.image_uri,
         "command": [],
         "jobRoleArn": wanted.job_role_arn,
@@ -369,6 +400,59 @@ def _container(wanted: JobDefinition) -> Any:
             "options": {"awslogs-group": wanted.log_group, "awslogs-region": wanted.region},
         },
     }
+    if wanted.execution_role_arn:
+        properties["executionRoleArn"] = wanted.execution_role_arn
+    if wanted.shared_memory_mib is not None:
+        properties["linuxParameters"] = {"sharedMemorySize": wanted.shared_memory_mib}
+    if wanted.ephemeral_storage_gib is not None:
+        properties["ephemeralStorage"] = {"sizeInGiB": wanted.ephemeral_storage_gib}
+    if wanted.platform == "FARGATE":
+        public = "ENABLED" if wanted.assigns_public_ip else "DISABLED"
+        properties["networkConfiguration"] = {"assignPublicIp": public}
+        properties["fargatePlatformConfiguration"] = {"platformVersion": "LATEST"}
+    return properties
+
+
+def _of_platform(its: Mapping[str, Any], container: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a job definition depends on where its jobs run."""
+    network = container.get("networkConfiguration") or {}
+    is_fargate = "FARGATE" in (its.get("platformCapabilities") or ())
+    return {
+        "platform": "FARGATE" if is_fargate else "EC2",
+        "execution_role_arn": container.get("executionRoleArn", ""),
+        "shared_memory_mib": (container.get("linuxParameters") or {}).get("sharedMemorySize"),
+        "ephemeral_storage_gib": (container.get("ephemeralStorage") or {}).get("sizeInGiB"),
+        "assigns_public_ip": network.get("assignPublicIp") == "ENABLED",
+    }
+
+
+def _of_attempts(its: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a job definition is about its jobs' attempts, and their tags."""
+    strategy = its.get("retryStrategy") or {}
+    rules = tuple(
+        RetryRule(
+            # AWS takes either case, and gives some definitions back in lower case.
+            action="RETRY" if rule["action"].upper() == "RETRY" else "EXIT",
+            **{field: rule[key] for field, key in _PATTERNS.items() if key in rule},
+        )
+        for rule in strategy.get("evaluateOnExit") or ()
+    )
+    return {
+        "timeout_s": (its.get("timeout") or {}).get("attemptDurationSeconds"),
+        "attempts": strategy.get("attempts", 1),
+        "retry_rules": rules,
+        "propagates_tags": bool(its.get("propagateTags")),
+    }
+
+
+def _retry_strategy(wanted: JobDefinition) -> Any:
+    rules = [
+        {"action": rule.action}
+        | {key: getattr(rule, field) for field, key in _PATTERNS.items() if getattr(rule, field)}
+        for rule in wanted.retry_rules
+    ]
+    strategy: dict[str, Any] = {"attempts": wanted.attempts}
+    return strategy | ({"evaluateOnExit": rules} if rules else {})
 
 
 def _tag(client: Any, its: Mapping[str, Any] | None, arn: str, wanted: Any, found: Any) -> None:
@@ -411,6 +495,13 @@ def _living(found: Any) -> Any:
 def _own_role(arn: str) -> str:
     """The service role we gave; not the service-linked one that AWS fills in."""
     return "" if ":role/aws-service-role/" in arn else arn
+
+
+_PATTERNS = {
+    "on_status_reason": "onStatusReason",
+    "on_reason": "onReason",
+    "on_exit_code": "onExitCode",
+}
 
 
 def _state(state: str) -> Any:

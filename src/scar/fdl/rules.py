@@ -6,16 +6,30 @@ A rule is a plain function from a valid deployment, or one function of it, to fa
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scar.fdl.schema import AwsFunction, Deployment, ObjectPathPart
+from scar.fdl.schema import AwsFunction, Batch, Deployment, ObjectPathPart
 from scar.fdl.source import Loc
 
 HOST_IMAGE = "host"
 """The image that is this machine's own file system; local cloud only."""
 
+FARGATE_MEMORY_MIB: Mapping[float, Sequence[int]] = {
+    0.25: (512, 1024, 2048),
+    0.5: (1024, 2048, 3072, 4096),
+    1: range(2048, 8192 + 1, 1024),
+    2: range(4096, 16384 + 1, 1024),
+    4: range(8192, 30720 + 1, 1024),
+    8: range(16384, 61440 + 1, 4096),
+    16: range(32768, 122880 + 1, 8192),
+    32: (61440, *range(65536, 249856 + 1, 8192)),
+}
+"""MiB that Fargate has for a number of vCPUs (Batch API, ResourceRequirement; 32 vCPUs: Fargate's
+table of task sizes, whose steps start at 60 GB)."""
+
+_WITHOUT_GPUS = {"optimal", "default_x86_64", "default_arm64"}
 _PROVIDERS = ("s3", "minio", "onedata", "webdav", "rucio")
 
 
@@ -116,12 +130,79 @@ def fits_the_compute_environment(function: AwsFunction, at: Loc, target: str) ->
             "no instance would ever be started for the job: raise "
             "`batch.compute_resources.max_v_cpus`",
         )
-    if resources.type.startswith("FARGATE"):
+
+
+def fits_its_platform(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
+    """What instances have and Fargate has not, and the other way round."""
+    if function.lambda_.execution_mode == "lambda":
+        return
+    batch, loc = function.batch, (*at, "batch")
+    if batch.compute_resources.type.startswith("FARGATE"):
+        yield from _fits_fargate(batch, loc)
+        return
+    if batch.vcpus != int(batch.vcpus):
         yield Fault(
-            (*loc, "type"),
-            f"compute environments of type `{resources.type}` are not in this version of SCAR yet",
-            "use `EC2` or `SPOT`",
+            (*loc, "vcpus"),
+            f"vcpus must be a whole number on instances, got {batch.vcpus:g}",
+            "parts of a vCPU are for `compute_resources.type: FARGATE`",
         )
+    types = batch.compute_resources.instance_types
+    if batch.enable_gpu and target == "aws" and set(types) <= _WITHOUT_GPUS:
+        yield Fault(
+            (*loc, "enable_gpu"),
+            f"no instance of `{types[0]}` has a GPU: the job would wait for ever",
+            "name some that have, such as `compute_resources: {instance_types: [g5.xlarge]}`",
+        )
+    if batch.ephemeral_storage is not None:
+        yield Fault(
+            (*loc, "ephemeral_storage"),
+            "ephemeral_storage is for Fargate: a job on instances uses their disk",
+            "remove it, or set `compute_resources.type: FARGATE`",
+            is_about_key=True,
+        )
+
+
+def _fits_fargate(batch: Batch, loc: Loc) -> Iterator[Fault]:
+    kind = batch.compute_resources.type
+    if batch.enable_gpu:
+        yield Fault(
+            (*loc, "enable_gpu"),
+            f"there are no GPUs on `{kind}`",
+            "set `compute_resources.type: EC2`",
+        )
+    if batch.shared_memory is not None:
+        yield Fault(
+            (*loc, "shared_memory"),
+            f"shared_memory cannot be set on `{kind}`",
+            "remove it, or set `compute_resources.type: EC2`",
+            is_about_key=True,
+        )
+    if batch.compute_resources.min_v_cpus or batch.compute_resources.desired_v_cpus:
+        key = "min_v_cpus" if batch.compute_resources.min_v_cpus else "desired_v_cpus"
+        yield Fault(
+            (*loc, "compute_resources", key),
+            f"{key} cannot be set on `{kind}`: nothing is kept running there",
+            "remove it",
+            is_about_key=True,
+        )
+    memory = FARGATE_MEMORY_MIB.get(float(batch.vcpus))
+    if memory is None:
+        counts = ", ".join(f"{count:g}" for count in FARGATE_MEMORY_MIB)
+        yield Fault(
+            (*loc, "vcpus"), f"vcpus must be one of {counts} on `{kind}`, got {batch.vcpus:g}"
+        )
+    elif batch.memory not in memory:
+        yield Fault(
+            (*loc, "memory"),
+            f"memory must be {_told(memory)} MiB with {batch.vcpus:g} vCPUs on `{kind}`, "
+            f"got {batch.memory}",
+        )
+
+
+def _told(values: Sequence[int]) -> str:
+    if len(values) <= 4:
+        return " or ".join(map(str, values))
+    return f"{values[0]} to {values[-1]} in steps of {values[1] - values[0]}"
 
 
 def lives_in_one_region(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
@@ -229,6 +310,7 @@ FUNCTION_RULES: tuple[FunctionRule, ...] = (
     has_what_aws_needs,
     keeps_time_to_finish,
     fits_the_compute_environment,
+    fits_its_platform,
     lives_in_one_region,
     knows_its_storage_providers,
 )

@@ -327,9 +327,24 @@ class Batch(Part):
 
     boto_profile: str = "default"
     region: Region | None = None
-    vcpus: Annotated[Whole, Field(ge=1)] = 1
+    vcpus: Annotated[int | float, BeforeValidator(_not_a_bool), Field(ge=0.25)] = 1
+    """A whole number; on Fargate also 0.25 and 0.5."""
     memory: Annotated[Whole, Field(ge=4, json_schema_extra=_unit("MiB"))] = 1024
     """MiB."""
+    timeout: Annotated[Whole, Field(ge=60, json_schema_extra=_unit("seconds"))] | None = None
+    """Seconds that one attempt of a job may take; a job that is out of time is not retried."""
+    retry: Annotated[Whole, Field(ge=0, le=9)] = 0
+    """How often a job is run again after its script failed."""
+    shared_memory: Annotated[Whole, Field(ge=1, json_schema_extra=_unit("MiB"))] | None = None
+    """MiB of /dev/shm; not on Fargate."""
+    ephemeral_storage: (
+        Annotated[Whole, Field(ge=21, le=200, json_schema_extra=_unit("GiB"))] | None
+    ) = None
+    """GiB of disk, on Fargate only."""
+    execution_role: Annotated[str, AfterValidator(_role)] = ""
+    """ARN of the role that pulls the image and writes the log on Fargate; `iam.role` by default."""
+    assign_public_ip: bool = False
+    """On Fargate: a public address, which a subnet without NAT needs to pull the image."""
     enable_gpu: Annotated[int, BeforeValidator(_bool_as_count), Field(ge=0)] = 0
     """Number of GPUs; true is one."""
     state: Literal["ENABLED", "DISABLED"] = "ENABLED"

@@ -13,6 +13,7 @@ from scar.plan.resources import (
     CREATED_BY,
     REPOSITORY,
     TAG_API,
+    TAG_BUCKET,
     TAG_CREATED_BY,
     TAG_FUNCTION,
     TAG_IMAGE,
@@ -33,11 +34,21 @@ from scar.plan.resources import (
     Repository,
     Resource,
     RestApi,
+    RetryRule,
     batch_log_group,
     id_of,
     lambda_log_group,
 )
-from scar_supervisor.contract import FunctionConfig, ImageDefaults, ObjectPath
+from scar_supervisor.contract import EXIT_CONFIG, FunctionConfig, ImageDefaults, ObjectPath
+
+ALLOCATION_STRATEGIES = {
+    "EC2": "BEST_FIT_PROGRESSIVE",
+    "SPOT": "SPOT_PRICE_CAPACITY_OPTIMIZED",
+}
+"""AWS's default, BEST_FIT, waits for one instance type and can never be updated."""
+
+ATTEMPTS = 3
+"""Of a job whose host was lost or whose image could not be pulled."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +217,7 @@ def _labels(function: AwsFunction, image: ImageFacts) -> dict[str, str]:
     labels = {
         TAG_API: _call(function),
         TAG_MODE: function.lambda_.execution_mode,
+        TAG_BUCKET: function.lambda_.deployment.bucket or "",
         TAG_IMAGE: re.sub(r"[^\w\s.:/=+@-]", "_", name)[:256],
         TAG_SUPERVISOR: image.supervisor,
         TAG_KEEP_IMAGE: "" if function.ecr.delete_image else "true",
@@ -219,6 +231,7 @@ def _batch(
     batch, name = function.batch, function.lambda_.name
     compute, queue = compute_resources(function, account), queue_name(function, account)
     shared = {TAG_CREATED_BY: CREATED_BY}
+    is_fargate = compute.type.startswith("FARGATE")
     yield LogGroup(
         batch_log_group(name),
         function.cloudwatch.log_retention_policy_in_days,
@@ -231,13 +244,14 @@ def _batch(
         max_vcpus=compute.max_v_cpus,
         min_vcpus=compute.min_v_cpus,
         desired_vcpus=compute.desired_v_cpus,
-        instance_types=compute.instance_types,
-        instance_role=compute.instance_role,
+        instance_types=() if is_fargate else compute.instance_types,
+        instance_role="" if is_fargate else compute.instance_role,
         subnets=compute.subnets,
         security_group_ids=compute.security_group_ids,
         service_role=_filled(batch.service_role, account),
         state=batch.state,
         tags=shared,
+        allocation_strategy=ALLOCATION_STRATEGIES.get(compute.type, ""),
     )
     yield JobQueue(name=queue, compute_environment=queue, state=batch.state, tags=shared)
     yield JobDefinition(
@@ -250,7 +264,38 @@ def _batch(
         log_group=batch_log_group(name),
         region=account.region,
         tags=tags,
+        platform="FARGATE" if is_fargate else "EC2",
+        timeout_s=batch.timeout,
+        attempts=1 + batch.retry if batch.retry else ATTEMPTS,
+        retry_rules=retry_rules(batch.retry),
+        propagates_tags=True,
+        execution_role_arn=_execution_role(function, account) if is_fargate else "",
+        shared_memory_mib=batch.shared_memory,
+        ephemeral_storage_gib=batch.ephemeral_storage,
+        assigns_public_ip=batch.assign_public_ip and is_fargate,
     )
+
+
+def retry_rules(retry: int) -> tuple[RetryRule, ...]:
+    """When a job is tried again; `retry`: whether also after a failure of its script.
+
+    A job that no rule matches is retried, so the last one ends it. A config that cannot be read
+    will not become readable. Source: user guide, "Automated job retries".
+    """
+    script = (
+        RetryRule("EXIT", on_exit_code=str(EXIT_CONFIG)),
+        RetryRule("RETRY", on_status_reason="Essential container*"),
+    )
+    return (
+        RetryRule("RETRY", on_status_reason="Host EC2*"),
+        RetryRule("RETRY", on_reason="CannotPull*"),
+        *(script if retry else ()),
+        RetryRule("EXIT", on_reason="*"),
+    )
+
+
+def _execution_role(function: AwsFunction, account: AccountFacts) -> str:
+    return _filled(function.batch.execution_role, account) or role_arn(function, account)
 
 
 def _storage(function: AwsFunction, account: AccountFacts) -> Iterable[Resource]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 TAG_CREATED_BY = "createdby"
 TAG_OWNER = "owner"
 TAG_FUNCTION = "function"
 TAG_QUEUE = "scar:queue"
 """On a function: the job queue it hands events to; how `rm` knows that a queue has no user left."""
+TAG_BUCKET = "scar:deployment-bucket"
+"""On a function: where its events that are too large to travel, and its bulk runs, are kept."""
 TAG_MODE = "scar:execution-mode"
 TAG_IMAGE = "scar:image"
 """On a function: the image as the user named it."""
@@ -137,6 +139,26 @@ class ComputeEnvironment:
     service_role: str = ""
     state: str = "ENABLED"
     tags: Mapping[str, str] = field(default_factory=dict)
+    allocation_strategy: str = ""
+    """Empty on Fargate, which has none."""
+
+    @property
+    def is_fargate(self) -> bool:
+        """Whether it has no instances."""
+        return self.type.startswith("FARGATE")
+
+
+@dataclass(frozen=True)
+class RetryRule:
+    """One rule of `evaluateOnExit`: what it matches, at least one pattern, and what follows.
+
+    A pattern may end in `*`. The first rule whose every pattern matches decides.
+    """
+
+    action: Literal["RETRY", "EXIT"]
+    on_status_reason: str = ""
+    on_reason: str = ""
+    on_exit_code: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,13 +181,24 @@ class JobDefinition:
     name: str
     image_uri: str
     job_role_arn: str
-    vcpus: int
+    vcpus: float
     memory_mib: int
     gpus: int
     log_group: str
     region: str
     environment: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    platform: Literal["EC2", "FARGATE"] = "EC2"
+    timeout_s: int | None = None
+    """Of one attempt."""
+    attempts: int = 1
+    retry_rules: tuple[RetryRule, ...] = ()
+    propagates_tags: bool = False
+    """Whether the ECS tasks of its jobs get the tags: what costs are told apart by."""
+    execution_role_arn: str = ""
+    shared_memory_mib: int | None = None
+    ephemeral_storage_gib: int | None = None
+    assigns_public_ip: bool = False
 
 
 @dataclass(frozen=True)
