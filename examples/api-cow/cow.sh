@@ -3,7 +3,7 @@
 words="Moo! I answer over HTTP."
 [ -f "$INPUT_FILE_PATH" ] && words=$(cat "$INPUT_FILE_PATH")
 eyes=$(printf '%.2s' "${eyes:-oo}")
-line=$(printf '%s' "$words" | tr -c '\n' '-')
+line=$(printf '%s--' "$words" | tr -c '-' '-')
 cat <<COW
  $line
 < $words >
