@@ -21,6 +21,7 @@ from typing import BinaryIO, cast
 
 from scar.errors import Missing, UserError
 from scar.images.derive import Blob, Layer
+from scar.images.streams import Hashing
 from scar_supervisor.contract import (
     CONFIG_NAME,
     EXTRA_PAYLOAD_NAME,
@@ -143,15 +144,26 @@ def _parents(name: str) -> list[_Entry]:
 
 def _write(entries: list[_Entry], path: Path) -> Layer:
     with path.open("wb") as file:
-        packed = _Hashing(file)
+        packed = Hashing(file)
         with gzip.GzipFile("", "wb", 6, cast(BinaryIO, packed), 0) as zipped:
-            plain = _Hashing(zipped)
+            plain = Hashing(zipped)
             with tarfile.open(
                 fileobj=cast(BinaryIO, plain), mode="w|", format=tarfile.PAX_FORMAT
             ) as tar:
-                for entry in sorted(entries, key=lambda one: one.name.strip("/").split("/")):
+                for entry in _parents_first(entries):
                     _add(tar, entry)
     return Layer(Blob(packed.digest, path.stat().st_size), plain.digest, path)
+
+
+def _parents_first(entries: list[_Entry]) -> list[_Entry]:
+    """In an order that Lambda takes: it refuses a layer that names a child before its folder."""
+    ordered = sorted(entries, key=lambda one: one.name.strip("/").split("/"))
+    seen = {""}
+    for entry in ordered:
+        name = entry.name.strip("/")
+        assert name.rpartition("/")[0] in seen, f"{name} has no parent"
+        seen.add(name)
+    return ordered
 
 
 def _add(tar: tarfile.TarFile, entry: _Entry) -> None:
@@ -170,22 +182,3 @@ def _add(tar: tarfile.TarFile, entry: _Entry) -> None:
         with entry.content.open("rb") as source:
             info.size = os.fstat(source.fileno()).st_size
             tar.addfile(info, source)
-
-
-class _Hashing(io.RawIOBase):
-    """Writes through to another stream, and knows the digest of what went by."""
-
-    def __init__(self, to: object) -> None:
-        self._to, self._hash = cast(BinaryIO, to), hashlib.sha256()
-
-    @property
-    def digest(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: object) -> int:
-        part = bytes(cast(bytes, data))
-        self._hash.update(part)
-        return self._to.write(part)

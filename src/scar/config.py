@@ -88,7 +88,8 @@ def files_exist(base: Path) -> FunctionRule:
         for key in ("init_script", "run_script"):
             faults += _file_faults(base, getattr(part, key), (*at, "lambda", key))
         archive = part.container.image_file
-        faults += _file_faults(base, archive, (*at, "lambda", "container", "image_file"))
+        if archive is None or not (base / archive / "index.json").exists():  # an OCI layout
+            faults += _file_faults(base, archive, (*at, "lambda", "container", "image_file"))
         if part.extra_payload is not None and not (base / part.extra_payload).exists():
             hint = f"looked in `{base}`"
             loc: Loc = (*at, "lambda", "extra_payload")

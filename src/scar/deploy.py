@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from scar import __version__
 from scar.apply import apply, observe
 from scar.aws.account import Account
 from scar.aws.batch import has_jobs
 from scar.aws.functions import buckets_of, not_deployed, owned, using
 from scar.aws.handlers import Handler, handlers
-from scar.aws.repositories import Push, remote, tags_of
-from scar.bundle import function_layer, runtime_layer
+from scar.aws.repositories import tags_of
+from scar.building import Builder
 from scar.errors import Diagnostic, FdlError, UserError
-from scar.fdl.schema import AwsFunction, Container, Deployment
-from scar.images import reference
-from scar.images.archive import Archive
-from scar.images.derive import (
-    OCI_ARCHITECTURES,
-    Base,
-    Layer,
-    content_tag,
-    defaults,
-    derive,
-    host_base,
-    is_host,
-)
-from scar.images.registry import Repository as RemoteRepository
-from scar.images.registry import Source, docker_login, push
-from scar.plan.desired import AccountFacts, ImageFacts, desired, function_config
+from scar.fdl.schema import AwsFunction, Deployment
+from scar.images.push import OnProgress
+from scar.plan.desired import desired
 from scar.plan.diff import Plan, Step, to_reach, to_remove
 from scar.plan.limits import check
 from scar.plan.resources import (
@@ -72,11 +57,13 @@ class Prepared:
 
 
 def prepare(
-    deployment: Deployment, base_folder: Path, account: Account, tell: Callable[[str], None]
-) -> Prepared:
+    deployment: Deployment, base_folder: Path, account: Account, tell: Callable[[str], None],
+    on_progress: OnProgress = lambda tag, done, total: None,
+) -> Prepared:  # fmt: skip
     """What must be done so that `account` holds `deployment`. Changes nothing.
 
-    Scripts and archives are relative to `base_folder`. Raises FdlError, Missing, ImageError or
+    Scripts and archives are relative to `base_folder`; `on_progress` will be told of images while
+    the plan is carried out. Raises FdlError, Missing, ImageError or
     CloudError.
     """
     facts = account.facts()
@@ -84,23 +71,29 @@ def prepare(
     if any(one.severity == "error" for one in diagnostics):
         raise FdlError(diagnostics)
     work = tempfile.TemporaryDirectory(prefix="scar-")
-    builder = _Builder(account, facts, base_folder, Path(work.name), tell)
+    builder = Builder(account, base_folder, Path(work.name), tell, on_progress)
     functions = deployment.functions.aws
     with ThreadPoolExecutor(4) as pool:
         built = list(pool.map(builder.build, functions))
     images = {f.lambda_.name: b.facts for f, b in zip(functions, built, strict=True)}
-    pushes = {f"{REPOSITORY}:{b.tag}": b.push for b in built if b.push is not None}
+    new = {f"{REPOSITORY}:{b.tag}": b for b in built if b.push is not None}
     resources = desired(deployment, images, facts)
-    keepers = handlers(account, pushes)
+    keepers = handlers(account, {name: b.push for name, b in new.items() if b.push})
     observed = observe([*map(id_of, resources), *_left_behind(deployment)], keepers)
     wanted = {id_of(resource) for resource in resources}
     extra = {rid: its for rid, its in observed.items() if rid not in wanted and _is_ours(its)}
     apis = {rid: extra.pop(rid) for rid in list(extra) if rid.kind == RestApi.kind}
+    changes = to_reach(resources, observed).steps
+    pushed = [new[s.resource.name] for s in changes if isinstance(s.resource, Image)]
+    for one in pushed:
+        one.check()
+    updated = [f for f, b in zip(functions, built, strict=True) if b in pushed]
     steps = [
-        *to_reach(resources, observed).steps,
+        *changes,
         *to_remove(extra, "`execution_mode: lambda` has no use for it").steps,
         *to_remove(apis, "`api_gateway.name` is not given any more").steps,
         *_unused_queues(account, keepers, observed.values(), wanted).steps,
+        *_old_images(account, keepers, updated, observed, wanted).steps,
     ]
     return Prepared(Plan(tuple(steps)), tuple(diagnostics), keepers, work)
 
@@ -139,95 +132,6 @@ def carry_out(
     apply(prepared.plan, prepared.handlers, on_step)
 
 
-@dataclass(frozen=True)
-class _Built:
-    """One function's image: where it will be, and how to push it if it is ours."""
-
-    facts: ImageFacts
-    tag: str = ""
-    push: Push | None = None
-
-
-class _Builder:
-    """Builds layers and decides tags; nothing is pushed."""
-
-    def __init__(
-        self,
-        account: Account,
-        facts: AccountFacts,
-        base_folder: Path,
-        work: Path,
-        tell: Callable[[str], None],
-    ) -> None:
-        self._account, self._facts, self._tell = account, facts, tell
-        self._base_folder, self._work = base_folder, work
-        self._bases: dict[tuple[str, str], tuple[Source | None, Base]] = {}
-        self._reading = threading.Lock()
-
-    def build(self, function: AwsFunction) -> _Built:
-        its = function.lambda_
-        architecture = its.architectures[0]
-        if not its.container.create_image:
-            prepared = its.container.image or ""
-            return _Built(ImageFacts(prepared, architecture, is_ours=False, supervisor=""))
-        source, base = self._base(function, OCI_ARCHITECTURES[architecture])
-        folder = self._work / its.name
-        folder.mkdir(exist_ok=True)
-        config = function_config(function, self._facts, defaults(base))
-        layers = [
-            function_layer(
-                config, self._path(its.init_script), self._path(its.extra_payload),
-                folder / "function.tar.gz",
-            )
-        ]  # fmt: skip
-        if not is_host(base):
-            layers.insert(0, runtime_layer(architecture))
-        tag = content_tag(its.name, base, layers)
-        uri = f"{self._facts.registry_host}/{REPOSITORY}:{tag}"
-        facts = ImageFacts(uri, architecture, is_ours=True, supervisor=__version__)
-        return _Built(facts, tag, _pusher(source, base, layers))
-
-    def _base(self, function: AwsFunction, architecture: str) -> tuple[Source | None, Base]:
-        """The base of a function's image; functions that share one read it once."""
-        container = function.lambda_.container
-        if container.image == "host":
-            return None, host_base(function.lambda_.architectures[0])
-        key = container.image_file or container.image or "", architecture
-        with self._reading:
-            if key not in self._bases:
-                self._tell(f"reading image {key[0]}")
-                source = self._source(container, len(self._bases))
-                version = reference.parse(container.image).version if container.image else ""
-                self._bases[key] = source, source.base(version, architecture)
-            return self._bases[key]
-
-    def _source(self, container: Container, n: int) -> Source:
-        if container.image_file is not None:
-            folder = self._work / f".archive-{n}"  # no function's name begins with a dot
-            folder.mkdir()
-            return Archive(self._base_folder / container.image_file, folder)
-        image = container.image or ""
-        return self._repository(reference.parse(image), image)
-
-    def _repository(self, ref: reference.Reference, image: str) -> RemoteRepository:
-        if ref.host == self._facts.registry_host:
-            return remote(self._account, ref.repository, image)
-        plain = ref.host.partition(":")[0] in ("localhost", "127.0.0.1")
-        return RemoteRepository(
-            ref.host, ref.repository, image, docker_login(ref.host), plain=plain
-        )
-
-    def _path(self, relative: str | None) -> Path | None:
-        return None if relative is None else self._base_folder / relative
-
-
-def _pusher(source: Source | None, base: Base, layers: Sequence[Layer]) -> Push:
-    def store(to: RemoteRepository, tag: str) -> None:
-        push(derive(base, layers, __version__), source, base, layers, to, tag)
-
-    return store
-
-
 def _left_behind(deployment: Deployment) -> Iterable[ResourceId]:
     """What a function keeps from its time in another mode than `lambda`, or with an API."""
     for function in deployment.functions.aws:
@@ -253,6 +157,35 @@ def _unused_queues(
         if not set(using(account, TAG_QUEUE, queue)) - mine and not has_jobs(account, queue)
     ]
     return to_remove(observe(_queue_ids(left), keepers), "no function uses it any more")
+
+
+def _old_images(
+    account: Account,
+    keepers: Mapping[str, Handler],
+    updated: Sequence[AwsFunction],
+    observed: Mapping[ResourceId, Resource],
+    wanted: Collection[ResourceId],
+) -> Plan:
+    """Images of functions that get a new one: all but that and the one they have now.
+
+    Jobs that wait keep the image they were submitted with: while there are any, all images stay.
+    """
+    tags = tags_of(account, REPOSITORY) if updated else []
+    old: list[ResourceId] = []
+    for function in updated:
+        name = function.lambda_.name
+        its = [observed.get(ResourceId(kind, name)) for kind in (Function.kind, JobDefinition.kind)]
+        used = {str(getattr(one, "image_uri", "")).rpartition(":")[2] for one in its}
+        ids = [
+            rid
+            for tag in tags
+            if _is_of(tag, name) and tag not in used
+            if (rid := ResourceId(Image.kind, f"{REPOSITORY}:{tag}")) not in wanted
+        ]
+        queues = {kept[TAG_QUEUE] for one in its if TAG_QUEUE in (kept := getattr(one, "tags", {}))}
+        if function.ecr.delete_image and ids and not any(has_jobs(account, q) for q in queues):
+            old += ids
+    return to_remove(observe(old, keepers), "nothing uses it any more")
 
 
 def _queue_ids(names: Iterable[str]) -> list[ResourceId]:

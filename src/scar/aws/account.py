@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -96,6 +96,10 @@ class Account:
                 yield
             finally:
                 os.close(file)
+
+    def in_region(self, region: str) -> Account:
+        """The same account in another region."""
+        return Account(replace(self._target, region=region))
 
     def facts(self) -> AccountFacts:
         """The account as planning sees it."""

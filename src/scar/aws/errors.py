@@ -26,6 +26,9 @@ ABSENT = frozenset(
 )
 """Codes that say: there is no such thing."""
 
+DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"})
+"""Codes that say: the caller may not do that."""
+
 
 @contextmanager
 def speaking_to(service: str) -> Iterator[None]:
@@ -61,10 +64,15 @@ def is_absent(error: CloudError) -> bool:
     return error.code in ABSENT
 
 
+def is_denied(error: CloudError) -> bool:
+    """Whether the caller may not do what was asked."""
+    return error.code in DENIED
+
+
 def _refused(service: str, exc: ClientError) -> CloudError:
     error: Any = exc.response.get("Error", {})
     hint = ""
-    if error.get("Code") in ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation"):
+    if error.get("Code") in DENIED:
         hint = "the credentials in use lack this permission"
     elif error.get("Code") in ("ExpiredToken", "ExpiredTokenException"):
         hint = "log in again: the credentials in use have expired"

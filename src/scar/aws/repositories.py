@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from scar.aws.account import Account
-from scar.aws.errors import is_absent, speaking_to
+from scar.aws.errors import is_absent, is_denied, speaking_to
 from scar.errors import CloudError
-from scar.images.registry import Login
+from scar.images.login import Login
 from scar.images.registry import Repository as RemoteRepository
 from scar.plan.resources import CREATED_BY, TAG_CREATED_BY, Image, Repository
 
 Push = Callable[[RemoteRepository, str], None]
 """Stores one image in a repository under a tag."""
+
+
+UNTAGGED_DAYS = 1
+_LIFECYCLE = {
+    "rules": [
+        {
+            "rulePriority": 1,
+            "description": "what a push that broke off left",
+            "selection": {
+                "tagStatus": "untagged",
+                "countType": "sinceImagePushed",
+                "countUnit": "days",
+                "countNumber": UNTAGGED_DAYS,
+            },
+            "action": {"type": "expire"},
+        }
+    ]
+}
 
 
 class Repositories:
@@ -32,26 +52,54 @@ class Repositories:
             if is_absent(exc):
                 return None
             raise
-        return Repository(name)
+        return Repository(name, has_lifecycle=self._has_lifecycle(name))
 
     def create(self, wanted: Repository) -> None:
         """Create the repository; that somebody else just did is as good."""
         try:
             with speaking_to("ecr"):
+                # A scan takes time after each push, and Lambda waits for none: who wants scans
+                # turns them on for the registry.
                 self._client.create_repository(
-                    repositoryName=wanted.name, tags=[{"Key": TAG_CREATED_BY, "Value": CREATED_BY}]
+                    repositoryName=wanted.name,
+                    tags=[{"Key": TAG_CREATED_BY, "Value": CREATED_BY}],
+                    imageScanningConfiguration={"scanOnPush": False},
                 )
         except CloudError as exc:
             if exc.code != "RepositoryAlreadyExistsException":
                 raise
+        self._put_lifecycle(wanted.name)
 
     def update(self, wanted: Repository, found: Repository) -> None:
-        """Nothing: a repository is its name."""
+        """Give it a lifecycle policy; one that somebody else gave it stays."""
+        self._put_lifecycle(wanted.name)
 
     def delete(self, found: Repository) -> None:
         """Delete the repository with its images."""
         with speaking_to("ecr"):
             self._client.delete_repository(repositoryName=found.name, force=True)
+
+    def _has_lifecycle(self, name: str) -> bool:
+        """Whether it has any policy, or we may not know."""
+        try:
+            with speaking_to("ecr"):
+                self._client.get_lifecycle_policy(repositoryName=name)
+        except CloudError as exc:
+            if exc.code == "LifecyclePolicyNotFoundException":
+                return False
+            if not is_denied(exc):
+                raise
+        return True
+
+    def _put_lifecycle(self, name: str) -> None:
+        try:
+            with speaking_to("ecr"):
+                self._client.put_lifecycle_policy(
+                    repositoryName=name, lifecyclePolicyText=json.dumps(_LIFECYCLE)
+                )
+        except CloudError as exc:
+            if not is_denied(exc):  # it only keeps the repository tidy
+                raise
 
 
 class Images:
@@ -91,13 +139,22 @@ class Images:
 
 def remote(account: Account, repository: str, named: str) -> RemoteRepository:
     """A repository of the account's registry, logged in for 12 hours."""
-    with speaking_to("ecr"):
-        answer = account.client("ecr").get_authorization_token()["authorizationData"][0]
-    user, _, password = base64.b64decode(answer["authorizationToken"]).decode().partition(":")
-    url = urlsplit(answer["proxyEndpoint"])
+    login, endpoint = _authorized(account)
+    url = urlsplit(endpoint)
     return RemoteRepository(
-        url.netloc, repository, named, Login(user, password), plain=url.scheme == "http"
+        url.netloc, repository, named, lambda: login, plain=url.scheme == "http"
     )
+
+
+def ecr_region(host: str) -> str:
+    """The region of an ECR registry's host; empty where it is none."""
+    found = re.fullmatch(r"\d{12}\.dkr\.ecr(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?", host)
+    return found[1] if found else ""
+
+
+def ecr_login(account: Account) -> Login:
+    """The caller's login for the ECR registries of a region: of this account and of others."""
+    return _authorized(account)[0]
 
 
 def tags_of(account: Account, repository: str) -> list[str]:
@@ -114,3 +171,10 @@ def tags_of(account: Account, repository: str) -> list[str]:
         if is_absent(exc):
             return []
         raise
+
+
+def _authorized(account: Account) -> tuple[Login, str]:
+    with speaking_to("ecr"):
+        answer = account.client("ecr").get_authorization_token()["authorizationData"][0]
+    user, _, password = base64.b64decode(answer["authorizationToken"]).decode().partition(":")
+    return Login(user, password), answer["proxyEndpoint"]

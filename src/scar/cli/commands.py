@@ -54,7 +54,8 @@ def init(options: Options) -> None:
     described = _described(options, FUNCTION_RULES, checks_files=True)
     deployment = _only(described.deployment, described.name)
     account = _account_of(deployment)
-    prepared = deploy.prepare(deployment, described.base, account, render.talk)
+    uploads = render.Uploads()
+    prepared = deploy.prepare(deployment, described.base, account, render.talk, uploads)
     render.warnings(prepared.warnings)
     steps, as_json = prepared.plan.steps, options.values.json
     if options.values.plan:
@@ -62,7 +63,7 @@ def init(options: Options) -> None:
         return
     file = options.values.conf_file
     undo = f"`scar rm -f {file}`" if file else f"`scar rm -n {_names(deployment)[0]}`"
-    with _told_how_to_go_on(undo), render.stepping(len(steps)) as on_step:
+    with _told_how_to_go_on(undo), render.stepping(len(steps), uploads) as on_step:
         deploy.carry_out(prepared, on_step)
     _preheat(account, deployment, steps)
     names = _names(deployment)

@@ -251,10 +251,43 @@ def said(text: str, value: Mapping[str, Any], *, as_json: bool) -> None:
         print(text)
 
 
+class Uploads:
+    """How far images are, for the bar that `stepping` shows. For any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bar: Any = None
+        self._task: Any = None
+        self._tags: dict[str, tuple[int, int]] = {}
+
+    def __call__(self, tag: str, done_bytes: int, total_bytes: int) -> None:
+        """Remember how much of the image `tag` is there."""
+        with self._lock:
+            self._tags[tag] = done_bytes, total_bytes
+            if self._bar is None:
+                return
+            done, total = (sum(column) for column in zip(*self._tags.values(), strict=True))
+            megabytes = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"
+            if self._task is None:
+                self._task = self._bar.add_task("", total=total)
+            self._bar.update(
+                self._task, completed=done, total=total, description=f"images: {megabytes}"
+            )
+
+    def show_on(self, bar: Any) -> None:
+        """Show it on `bar` from now on; on none where that is None."""
+        with self._lock:
+            self._bar = bar
+
+
 @contextmanager
-def stepping(total: int) -> Iterator[Callable[[Step, Literal["start", "done"]], None]]:
+def stepping(
+    total: int, uploads: Uploads | None = None
+) -> Iterator[Callable[[Step, Literal["start", "done"]], None]]:
     """Tell of steps as they are done; on a terminal with a bar. For any thread."""
     with _bar(total) as bar:
+        if uploads:
+            uploads.show_on(bar)
         task = bar.add_task("", total=total) if bar else None
         running: dict[str, None] = {}
         lock = threading.Lock()

@@ -66,6 +66,8 @@ class Repository:
 
     kind: ClassVar[str] = "repository"
     name: str
+    has_lifecycle: bool = True
+    """Whether images without a tag expire, or somebody else has said what does."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ import pytest
 
 from scar.errors import ImageError
 from scar.images.archive import Archive
+from scar.images.cache import LayerCache
 from scar.images.derive import Blob, Layer, derive
-from scar.images.registry import Login, Repository, docker_login, push
+from scar.images.login import Login, docker_login
+from scar.images.push import push
+from scar.images.registry import Repository
 from tests.doubles.strict_registry import StrictRegistry, digest_of
 
 
@@ -45,7 +48,7 @@ def test_an_image_is_derived_from_registry_to_registry(registry, tmp_path):
     base = a_repository(source).base("1", "amd64")
     ours = a_layer(tmp_path)
     derived = derive(base, [ours], "5.0")
-    push(derived, a_repository(source), base, [ours], a_repository(target, "scar"), "f-1")
+    push(derived, a_repository(source), a_repository(target, "scar"), "f-1")
     manifest = json.loads(target.manifests["f-1"][0])
     assert [one["digest"] for one in manifest["layers"]] == [
         *map(digest_of, layers),
@@ -60,14 +63,7 @@ def test_pushing_again_sends_no_blob(registry, tmp_path):
     source.hold_image([gzip.compress(b"base")])
     base, ours = a_repository(source).base("1", "amd64"), a_layer(tmp_path)
     for _ in range(2):
-        push(
-            derive(base, [ours], "5.0"),
-            a_repository(source),
-            base,
-            [ours],
-            a_repository(target),
-            "t",
-        )
+        push(derive(base, [ours], "5.0"), a_repository(source), a_repository(target), "t")
     assert target.seen["PUT blobs"] == 3
 
 
@@ -91,7 +87,7 @@ def test_a_blob_that_arrives_broken_is_fetched_again(registry, tmp_path):
     source.hold_image([layer])
     base, ours = a_repository(source).base("1", "amd64"), a_layer(tmp_path)
     source.breaks.add(digest_of(layer))
-    push(derive(base, [ours], "5.0"), a_repository(source), base, [ours], a_repository(target), "t")
+    push(derive(base, [ours], "5.0"), a_repository(source), a_repository(target), "t")
     assert target.blobs[digest_of(layer)] == layer
 
 
@@ -102,14 +98,7 @@ def test_a_blob_of_the_same_registry_is_mounted_not_sent(registry, tmp_path):
     base, ours = a_repository(held).base("1", "amd64"), a_layer(tmp_path)
     del held.blobs[digest_of(layer)]
     held.mountable.add(digest_of(layer))
-    push(
-        derive(base, [ours], "5.0"),
-        a_repository(held),
-        base,
-        [ours],
-        a_repository(held, "scar"),
-        "t",
-    )
+    push(derive(base, [ours], "5.0"), a_repository(held), a_repository(held, "scar"), "t")
     assert held.blobs[digest_of(layer)] == b"mounted"
 
 
@@ -190,8 +179,9 @@ def test_an_archive_is_a_base_with_gzip_layers(tmp_path, oci, packed, registry):
         archive = Archive(tmp_path / "image.tar", work)
         base = archive.base("", "amd64")
         ours = a_layer(work)
-        push(derive(base, [ours], "5.0"), archive, base, [ours], a_repository(target), "t")
-        digests.append(base.layers[0].digest)
+        its, packed = LayerCache(tmp_path / "cache").gzipped(archive, base, "x")
+        push(derive(packed, [ours], "5.0"), its, a_repository(target), "t")
+        digests.append(packed.layers[0].digest)
     assert digests[0] == digests[1]
     assert gzip.decompress(target.blobs[digests[0]]) == plain
 
