@@ -103,6 +103,7 @@ def cases(account, n, images):
             dataclasses.replace(
                 function, image_uri=uri(account, images[2]), memory_mb=512, timeout_s=60,
                 ephemeral_storage_mb=1024, description="", environment={}, tags={"owner": "me"},
+                subnets=("subnet-1", "subnet-2"), security_group_ids=("sg-1",),
             ),
             images,
         ),

@@ -9,7 +9,7 @@ import pytest
 
 from scar import config
 from scar.errors import FdlError, Missing, UserError
-from scar.fdl.load import load
+from scar.fdl.load import NO_RULES, load
 from scar.fdl.schema import Deployment
 from scar.fdl.source import Layer, Sources, from_flags
 
@@ -100,7 +100,7 @@ def test_the_target_of_the_environment_stands_between_file_and_flags(tmp_path: P
         sources = Sources(
             config.read_config(variables).layer, fdl, config.read_environment(variables), flags
         )
-        return load(sources, ()).deployment.scar.target
+        return load(sources, NO_RULES).deployment.scar.target
 
     assert target(Layer()) == "local"
     assert target(from_flags({"scar": {"target": "aws"}}, {})) == "aws"

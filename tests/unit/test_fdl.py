@@ -300,11 +300,8 @@ def test_the_same_keys_in_an_old_scar_cfg_are_silent():
 @pytest.mark.parametrize(
     ("lines", "key"),
     [
-        ("      vpc: {SubnetIds: [a]}", "vpc"),
-        ("      file_system: [{Arn: a}]", "file_system"),
         ("    batch: {multi_node_parallel: {enable: true}}", "multi_node_parallel"),
-        ("storage_providers: {minio: {mine: {endpoint: x}}}", "storage_providers.minio"),
-        ("storage_providers: {s3: {mine: {access_key: x}}}", "storage_providers.s3"),
+        ("storage_providers: {rucio: {mine: {host: x}}}", "storage_providers.rucio"),
     ],
 )
 def test_keys_that_are_to_come_are_errors(lines: str, key: str):
@@ -365,7 +362,7 @@ def test_aws_needs_role_subnets_and_security_groups():
         "`batch.compute_resources.security_group_ids` on AWS",
     ]
     text += "    iam: {role: 'arn:aws:iam::{account_id}:role/lambda'}\n"
-    text += "    batch: {compute_resources: {subnets: [s], security_group_ids: [g]}}\n"
+    text += "    batch: {compute_resources: {subnets: [subnet-1], security_group_ids: [sg-1]}}\n"
     assert loaded(text, flags=Layer()).deployment.scar.target == "aws"
 
 

@@ -74,6 +74,7 @@ class Functions:
             raise
         its = answer["Configuration"]
         tags = answer.get("Tags", {})
+        network = its.get("VpcConfig", {})
         return Function(
             name=name,
             image_uri=answer["Code"].get("ImageUri", ""),
@@ -85,6 +86,11 @@ class Functions:
             description=its.get("Description", ""),
             environment=its.get("Environment", {}).get("Variables", {}),
             tags={key: value for key, value in tags.items() if not key.startswith("aws:")},
+            subnets=tuple(sorted(network.get("SubnetIds", []))),
+            security_group_ids=tuple(sorted(network.get("SecurityGroupIds", []))),
+            file_systems=tuple(
+                (one["Arn"], one["LocalMountPath"]) for one in its.get("FileSystemConfigs", [])
+            ),
         )
 
     def create(self, wanted: Function) -> None:
@@ -99,6 +105,7 @@ class Functions:
                     Architectures=[_architecture(wanted)],
                     Tags=wanted.tags,
                     **_configuration(wanted),
+                    **_surroundings(wanted),
                 )
 
         retrying(create, _role_is_too_new)
@@ -106,12 +113,14 @@ class Functions:
 
     def update(self, wanted: Function, found: Function) -> None:
         """Change configuration, then code, then tags; returns when Lambda runs the new ones."""
-        if _configuration(wanted) != _configuration(found):
+        if _whole(wanted) != _whole(found):
 
             def update() -> None:
                 with speaking_to("lambda"):
                     self._client.update_function_configuration(
-                        FunctionName=wanted.name, **_configuration(wanted)
+                        FunctionName=wanted.name,
+                        **_configuration(wanted),
+                        **_surroundings(wanted, found),
                     )
 
             retrying(update, _role_is_too_new)
@@ -317,6 +326,25 @@ def _configuration(function: Function) -> dict[str, Any]:
         "Description": function.description,
         "Environment": {"Variables": dict(function.environment)},
     }
+
+
+def _whole(function: Function) -> dict[str, Any]:
+    return {**_configuration(function), **_surroundings(function)}
+
+
+def _surroundings(function: Function, before: Function | None = None) -> dict[str, Any]:
+    """Network and file systems, where the function has or had any: empty lists take them away."""
+    told: dict[str, Any] = {}
+    if function.subnets or (before and before.subnets):
+        told["VpcConfig"] = {
+            "SubnetIds": list(function.subnets),
+            "SecurityGroupIds": list(function.security_group_ids),
+        }
+    if function.file_systems or (before and before.file_systems):
+        told["FileSystemConfigs"] = [
+            {"Arn": arn, "LocalMountPath": path} for arn, path in function.file_systems
+        ]
+    return told
 
 
 def _architecture(function: Function) -> Any:

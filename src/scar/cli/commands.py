@@ -28,8 +28,7 @@ from scar.errors import (
     ScarError,
     UserError,
 )
-from scar.fdl.load import load
-from scar.fdl.rules import FUNCTION_RULES, FunctionRule
+from scar.fdl.load import NO_RULES, Rules, load
 from scar.fdl.schema import AwsFunction, Deployment, Functions, bucket_fault
 from scar.fdl.source import Layer, Sources
 from scar.plan.diff import Step, Verb
@@ -51,7 +50,7 @@ def run_command(options: Options) -> None:
 
 def init(options: Options) -> None:
     """Deploy, or update what is deployed."""
-    described = _described(options, FUNCTION_RULES, checks_files=True)
+    described = _described(options, Rules(), checks_files=True)
     deployment = _only(described.deployment, described.name)
     account = _account_of(deployment)
     uploads = render.Uploads()
@@ -158,7 +157,7 @@ def rm(options: Options) -> None:
         names = [info.name for info in list_functions(account)]
         prepared = deploy.prepare_removal(None, account)
     elif values.conf_file is not None:
-        described = _described(options, ())
+        described = _described(options, NO_RULES)
         deployment = _only(described.deployment, described.name)
         account = _account_of(deployment)
         names = _deployed(_names(deployment), account)
@@ -234,9 +233,7 @@ class _Described:
     """The function picked with `-n` beside `-f`."""
 
 
-def _described(
-    options: Options, rules: Sequence[FunctionRule], *, checks_files: bool = False
-) -> _Described:
+def _described(options: Options, rules: Rules, *, checks_files: bool = False) -> _Described:
     file = options.values.conf_file
     read = _config()
     fdl = config.read_fdl(Path(file)) if file is not None else None
@@ -248,7 +245,7 @@ def _described(
         flags = _without_name(flags)
     base = Path(file).absolute().parent if file is not None else Path.cwd()
     if checks_files:
-        rules = (*rules, config.files_exist(base))
+        rules = Rules((*rules.of_function, config.files_exist(base)), rules.across)
     loaded = load(Sources(read, fdl, config.read_environment(), flags), rules)
     render.warnings(loaded.warnings)
     if file is not None and not loaded.deployment.functions.aws:
@@ -264,7 +261,7 @@ def _one_function(options: Options) -> tuple[str, Account, AwsFunction | None]:
     file = options.values.conf_file
     if file is None:
         return _named(options), _account(options), None
-    described = _described(options, ())
+    described = _described(options, NO_RULES)
     deployment = _only(described.deployment, described.name)
     names = _names(deployment)
     if len(names) > 1:
@@ -287,7 +284,7 @@ def _account(options: Options) -> Account:
     flags = Layer(options.settings, _places(options))
     given = options.settings.get("aws", {}).get("lambda", {})
     flags = replace(flags, data={**flags.data, "aws": {"lambda": {"name": "any", **given}}})
-    loaded = load(Sources(read, None, config.read_environment(), flags), ())
+    loaded = load(Sources(read, None, config.read_environment(), flags), NO_RULES)
     return _account_of(loaded.deployment)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from dataclasses import dataclass, replace
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -14,8 +14,8 @@ from pydantic_core import ErrorDetails
 from scar.errors import Diagnostic, FdlError
 from scar.fdl import rules as language_rules
 from scar.fdl.retired import retire
-from scar.fdl.rules import Fault, FunctionRule
-from scar.fdl.schema import AwsFunction, Deployment
+from scar.fdl.rules import Described, DescribedRule, Fault, FunctionRule
+from scar.fdl.schema import AwsFunction, Deployment, StorageProviders
 from scar.fdl.source import Loc, Sources, dotted
 
 _CONFIG_KEYS = ("scar", "aws", "oscar")
@@ -29,14 +29,22 @@ class Loaded:
     warnings: tuple[Diagnostic, ...] = ()
 
 
-def load(
-    sources: Sources, function_rules: Sequence[FunctionRule] = language_rules.FUNCTION_RULES
-) -> Loaded:
+@dataclass(frozen=True)
+class Rules:
+    """What is checked beyond the single keys."""
+
+    of_function: Sequence[FunctionRule] = language_rules.FUNCTION_RULES
+    across: Sequence[DescribedRule] = language_rules.DESCRIBED_RULES
+
+
+NO_RULES = Rules((), ())
+"""For commands that only need to know where a function is."""
+
+
+def load(sources: Sources, rules: Rules = Rules()) -> Loaded:
     """Lay the layers over each other and check the result.
 
-    `function_rules` are checked for every function: the language's own, and those of callers who
-    can see more than the text (whether a script exists). The rules across functions are checked
-    when there are any rules.
+    Callers who can see more than the text (whether a script exists) add to the language's rules.
 
     Raises FdlError with every fault found, in the order of the text.
     """
@@ -46,11 +54,16 @@ def load(
     deployment: Deployment | None = None
     try:
         deployment = Deployment.model_validate(data, by_alias=True, by_name=False)
-        faults += _rule_faults(deployment, function_rules)
+        described = Described(
+            dict(enumerate(deployment.functions.aws)),
+            deployment.storage_providers.defined(),
+            deployment.scar.target,
+        )
     except ValidationError as exc:
         errors = exc.errors(include_url=False)
         found += [_explain(error, sources) for error in errors]
-        faults += _faults_of_the_rest(data, errors, function_rules)
+        described = _well_formed(data, errors)
+    faults += _rule_faults(described, rules)
     found += [_located(fault, sources) for fault in faults if not _is_noise(fault, sources)]
     if deployment is None or any(d.severity == "error" for d in found):
         raise FdlError([d for d in _in_order(found) if d.severity == "error"])
@@ -70,30 +83,30 @@ def _config_faults(sources: Sources) -> Iterator[Fault]:
             yield Fault((key,), f"{key} must be a mapping of keys, got {_shown(value)}")
 
 
-def _rule_faults(deployment: Deployment, rules: Sequence[FunctionRule]) -> Iterator[Fault]:
-    for i, function in enumerate(deployment.functions.aws):
-        for rule in rules:
-            yield from rule(function, ("functions", "aws", i), deployment.scar.target)
-    if rules:
-        for across in language_rules.DEPLOYMENT_RULES:
-            yield from across(deployment)
+def _rule_faults(described: Described, rules: Rules) -> Iterator[Fault]:
+    for i, function in described.functions.items():
+        for rule in rules.of_function:
+            yield from rule(function, ("functions", "aws", i), described.target)
+    for across in rules.across:
+        yield from across(described)
 
 
-def _faults_of_the_rest(
-    data: Mapping[str, Any], errors: Iterable[ErrorDetails], rules: Sequence[FunctionRule]
-) -> Iterator[Fault]:
-    """The rules for those functions that are themselves well-formed."""
+def _well_formed(data: Mapping[str, Any], errors: Iterable[ErrorDetails]) -> Described:
+    """What can be judged in spite of `errors`."""
     locs = [error["loc"] for error in errors]
     bad = {loc[2] for loc in locs if loc[:2] == ("functions", "aws") and len(loc) > 2}
+    given = data.get("storage_providers", {})
+    defined = StorageProviders.names(given if isinstance(given, Mapping) else {})
     # A fault outside the functions may be about the target, or there may be no list at all.
     if any(loc[:1] == ("scar",) or (loc[:1] == ("functions",) and len(loc) < 3) for loc in locs):
-        return
-    target = data.get("scar", {}).get("target", "aws")
-    for i, item in enumerate(data.get("functions", {}).get("aws", [])):
-        if i not in bad:
-            function = AwsFunction.model_validate(item, by_alias=True, by_name=False)
-            for rule in rules:
-                yield from rule(function, ("functions", "aws", i), target)
+        return Described({}, defined)
+    items = data.get("functions", {}).get("aws", [])
+    functions = {
+        i: AwsFunction.model_validate(item, by_alias=True, by_name=False)
+        for i, item in enumerate(items)
+        if i not in bad
+    }
+    return Described(functions, defined, data.get("scar", {}).get("target", "aws"))
 
 
 def _is_noise(fault: Fault, sources: Sources) -> bool:
@@ -135,7 +148,11 @@ def _explain(error: ErrorDetails, sources: Sources) -> Diagnostic:
         hint = f"add `{key}:` here" if place else f"add `--{key} {key.upper()}`"
         return Diagnostic(f"`{key}` is required", dotted(loc), place, hint)
     must, hint = _requirement(error, loc)
-    return Diagnostic(f"{item} {must}", dotted(loc), sources.value_place(loc), hint)
+    place = sources.value_place(loc)
+    if loc[:1] == ("storage_providers",) and place is not None:
+        # Its values are secrets: they must not get into logs.
+        must, place = must.partition(", got ")[0], replace(place, text="")
+    return Diagnostic(f"{item} {must}", dotted(loc), place, hint)
 
 
 def _requirement(error: ErrorDetails, loc: Loc) -> tuple[str, str]:
@@ -149,11 +166,12 @@ def _requirement(error: ErrorDetails, loc: Loc) -> tuple[str, str]:
     if words is None:
         message = error["msg"]
         return f"is wrong: {message[0].lower()}{message[1:]}, got {_shown(got)}", ""
+    must = f"must be {words}, got {_shown(got)}"
     if kind == "string_type" and isinstance(got, int | float):
-        return f"must be {words}, got {_shown(got)}", f'put it in quotes: "{got}"'
+        return must, f'put it in quotes: "{got}"'
     if kind == "tuple_type":
-        return f"must be {words}, got {_shown(got)}", "write `- ` before each item, or `[a, b]`"
-    return f"must be {words}, got {_shown(got)}", ""
+        return must, "write `- ` before each item, or `[a, b]`"
+    return must, _extra(loc, "above") if kind.startswith("less_") else ""
 
 
 def _words(kind: str, loc: Loc) -> str | None:
@@ -165,18 +183,19 @@ def _words(kind: str, loc: Loc) -> str | None:
         "tuple_type": "a list",
         "model_type": "a mapping of keys",
         "dict_type": "a mapping of keys",
-        "string_too_long": "shorter: at most 256 characters",
     }
     if kind in simple:
         return simple[kind]
-    if kind == "string_pattern_mismatch":
-        return _pattern_words(loc)
+    if kind in ("string_pattern_mismatch", "string_too_short", "string_too_long"):
+        return _extra(loc, "means")
     if kind in ("too_short", "too_long"):
-        return "one item" if loc[-1] == "architectures" else "one item or more"
+        return _count_words(loc)
     if kind.startswith(("greater_", "less_")):
         return _range_words(loc)
     if kind.startswith("int_") or kind == "finite_number":
         return f"a whole number{_of_unit(loc)}"
+    if kind.startswith("float_"):
+        return "a number"
     return None
 
 
@@ -206,18 +225,28 @@ def _range_words(loc: Loc) -> str:
     return f"{low} to {high}{unit}" if high is not None else f"{low}{unit} or more"
 
 
-def _of_unit(loc: Loc) -> str:
+def _count_words(loc: Loc) -> str:
+    """'one item', 'at most 16 items'."""
     field = _field_at(loc)
+    bounds = field.metadata if field else []
+    low = next((m.min_length for m in bounds if hasattr(m, "min_length")), 0)
+    high = next((m.max_length for m in bounds if hasattr(m, "max_length")), None)
+    if high is None:
+        return "one item or more"
+    many = f"{high} items" if high > 1 else "one item"
+    return many if low == high else f"at most {many}"
+
+
+def _of_unit(loc: Loc) -> str:
+    unit = _extra(loc, "unit")
+    return f" of {unit}" if unit else ""
+
+
+def _extra(loc: Loc, word: str) -> str:
+    """What the schema says of the key at `loc`, or of the mapping that it is a free key of."""
+    field = _field_at(loc) or _field_at(loc[:-1])
     extra = field.json_schema_extra if field else None
-    return f" of {extra['unit']}" if isinstance(extra, dict) and "unit" in extra else ""
-
-
-def _pattern_words(loc: Loc) -> str:
-    if loc[-1] == "name":
-        return "1 to 64 letters, digits, `-` or `_`"
-    if loc[-3:-1] == ("environment", "Variables") and loc[-4] == "lambda":
-        return "named with letters, digits and `_`, a letter first and at least two"
-    return "a variable's name, without `=`"
+    return str(extra[word]) if isinstance(extra, dict) and word in extra else ""
 
 
 def _shown(value: Any) -> str:
@@ -253,16 +282,24 @@ def _hint_for_unknown(loc: Loc) -> str:
 
 def _model_at(loc: Loc) -> type[BaseModel] | None:
     """The mapping of the language at `loc`; None below free-form values."""
-    model: type[BaseModel] = Deployment
+    annotation: Any = Deployment
     for part in loc:
         if isinstance(part, int):
             continue
-        field = _fields_of(model).get(part)
-        inner = _model_in(field.annotation) if field else None
-        if inner is None:
+        if (values := _values_of(annotation)) is not None:
+            annotation = values
+            continue
+        model = _model_in(annotation)
+        field = _fields_of(model).get(part) if model else None
+        if field is None:
             return None
-        model = inner
-    return model
+        annotation = field.annotation
+    return None if _values_of(annotation) else _model_in(annotation)
+
+
+def _values_of(annotation: Any) -> Any:
+    """What a mapping of free keys holds; None where it is something else."""
+    return get_args(annotation)[1] if get_origin(annotation) is dict else None
 
 
 def _field_at(loc: Loc) -> FieldInfo | None:
@@ -293,4 +330,5 @@ def _all_paths(model: type[BaseModel] = Deployment, below: str = "") -> Iterator
         inner = _model_in(field.annotation)
         if inner is not None:
             many = "[]" if "tuple" in str(field.annotation) else ""
-            yield from _all_paths(inner, f"{below}{key}{many}.")
+            any_key = ".<id>" if _values_of(field.annotation) else ""
+            yield from _all_paths(inner, f"{below}{key}{many}{any_key}.")

@@ -76,11 +76,7 @@ _IGNORED = (
         lambda v: v == "faas-supervisor",
     ),
 )
-_LATER = (
-    _Later(("lambda", "vpc")),
-    _Later(("lambda", "file_system")),
-    _Later(("batch", "multi_node_parallel"), _is_multi_node),
-)
+_LATER = (_Later(("batch", "multi_node_parallel"), _is_multi_node),)
 _UDOCKER = "UDOCKER_"
 
 
@@ -111,15 +107,14 @@ def _top_level(data: dict[str, Any], sources: Sources) -> Iterator[Fault]:
             is_about_key=True,
         )
     providers = data.get("storage_providers")
-    for kind, ids in providers.items() if isinstance(providers, dict) else ():
-        if kind != "s3" or (isinstance(ids, dict) and any(ids.values())):
-            yield Fault(
-                ("storage_providers", kind),
-                f"`storage_providers.{kind}` is not in this version of SCAR yet",
-                "inputs and outputs are in buckets of the account itself: remove it, "
-                "and use `storage_provider: s3`",
-                is_about_key=True,
-            )
+    if isinstance(providers, dict) and "rucio" in providers:
+        data["storage_providers"] = {k: v for k, v in providers.items() if k != "rucio"}
+        yield Fault(
+            ("storage_providers", "rucio"),
+            "`storage_providers.rucio` is not in this version of SCAR yet",
+            "remove it to deploy without",
+            is_about_key=True,
+        )
 
 
 def _ignored(item: dict[str, Any], at: Loc) -> Iterator[Fault]:

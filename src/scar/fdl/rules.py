@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scar.fdl.schema import AwsFunction, Batch, Deployment, ObjectPathPart
+from scar.fdl.schema import AwsFunction, Batch, ObjectPathPart
 from scar.fdl.source import Loc
 
 HOST_IMAGE = "host"
@@ -30,7 +30,18 @@ FARGATE_MEMORY_MIB: Mapping[float, Sequence[int]] = {
 table of task sizes, whose steps start at 60 GB)."""
 
 _WITHOUT_GPUS = {"optimal", "default_x86_64", "default_arm64"}
-_PROVIDERS = ("s3", "minio", "onedata", "webdav", "rucio")
+PROVIDERS = ("s3", "minio", "onedata", "webdav")
+
+LAMBDA_RESERVED = frozenset(
+    """
+    _HANDLER _X_AMZN_TRACE_ID AWS_ACCESS_KEY AWS_ACCESS_KEY_ID AWS_DEFAULT_REGION AWS_EXECUTION_ENV
+    AWS_LAMBDA_FUNCTION_MEMORY_SIZE AWS_LAMBDA_FUNCTION_NAME AWS_LAMBDA_FUNCTION_VERSION
+    AWS_LAMBDA_INITIALIZATION_TYPE AWS_LAMBDA_LOG_GROUP_NAME AWS_LAMBDA_LOG_STREAM_NAME
+    AWS_LAMBDA_RUNTIME_API AWS_REGION AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN LAMBDA_RUNTIME_DIR
+    LAMBDA_TASK_ROOT
+    """.split()
+)
+"""Variables that CreateFunction refuses (Lambda developer guide, environment variables)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,19 @@ class Fault:
 FunctionRule = Callable[[AwsFunction, Loc, Literal["aws", "local"]], Iterable[Fault]]
 """(function, its path, target) -> faults."""
 
-DeploymentRule = Callable[[Deployment], Iterable[Fault]]
+
+@dataclass(frozen=True)
+class Described:
+    """What is well-formed of a deployment: a fault in one function hides no other's."""
+
+    functions: Mapping[int, AwsFunction]
+    """By their place in the list."""
+    providers: frozenset[str] = frozenset()
+    """The defined storage providers, such as `minio.mine`."""
+    target: Literal["aws", "local"] = "aws"
+
+
+DescribedRule = Callable[[Described], Iterable[Fault]]
 
 
 def needs_one_image(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
@@ -219,39 +242,77 @@ def lives_in_one_region(function: AwsFunction, at: Loc, target: str) -> Iterator
             )
 
 
-def knows_its_storage_providers(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
-    """Inputs and outputs on `s3`; the other providers are not there yet."""
-    for side in ("input", "output"):
-        items: tuple[ObjectPathPart, ...] = getattr(function.lambda_, side)
-        for i, item in enumerate(items):
-            loc: Loc = (*at, "lambda", side, i, "storage_provider")
-            kind = item.storage_provider.partition(".")[0]
-            if item.storage_provider == "s3":
-                continue
-            if kind not in _PROVIDERS:
-                near = difflib.get_close_matches(kind.lower(), _PROVIDERS, n=1)
-                hint = f"did you mean `{near[0]}`?" if near else "use `s3`"
-                yield Fault(loc, f"unknown storage provider `{item.storage_provider}`", hint)
-            elif side == "input" and kind != "s3":
+def stays_out_of_reserved_names(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
+    """Variables that the platform sets itself."""
+    its = function.lambda_
+    every = (
+        (("lambda", "environment"), its.environment.Variables, LAMBDA_RESERVED, "Lambda"),
+        (("lambda", "container", "environment"), its.container.environment.Variables, (), "Batch"),
+        (("batch", "environment"), function.batch.environment.Variables, (), "Batch"),
+    )
+    for path, variables, reserved, owner in every:
+        for name in variables:
+            if name in reserved or (owner == "Batch" and name.startswith("AWS_BATCH")):
                 yield Fault(
-                    loc,
-                    f"storage provider `{item.storage_provider}` cannot be an input: "
-                    "only buckets of S3 can trigger a function",
-                    "use `s3`",
-                )
-            else:
-                yield Fault(
-                    loc,
-                    f"storage provider `{item.storage_provider}` "
-                    "is not in this version of SCAR yet",
-                    "use `s3`: the buckets of the account itself",
+                    (*at, *path, "Variables", name),
+                    f"variable `{name}` is reserved: {owner} sets it itself",
+                    "choose another name",
+                    is_about_key=True,
                 )
 
 
-def has_distinct_names(deployment: Deployment) -> Iterator[Fault]:
+def runs_on_its_architecture(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
+    """The machines of the compute environment can run the function's image."""
+    its, resources = function.lambda_, function.batch.compute_resources
+    if its.execution_mode == "lambda" or target != "aws" or its.architectures != ("arm64",):
+        return
+    if resources.type.startswith("FARGATE"):
+        return
+    for i, kind in enumerate(resources.instance_types):
+        if kind in ("optimal", "default_x86_64"):
+            yield Fault(
+                (*at, "batch", "compute_resources", "instance_types", i),
+                f"instances of `{kind}` are x86_64, the function is arm64",
+                "use `instance_types: [default_arm64]`",
+            )
+
+
+def mounts_in_its_network(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
+    """Lambda mounts a file system only from inside its network."""
+    its = function.lambda_
+    for key, other in (
+        ("SubnetIds", "SecurityGroupIds"),
+        ("SecurityGroupIds", "SubnetIds"),
+    ):
+        if getattr(its.vpc, key) and not getattr(its.vpc, other):
+            yield Fault(
+                (*at, "lambda", "vpc"),
+                f"vpc has `{key}` but no `{other}`",
+                f"add `{other}: [{'sg' if other == 'SecurityGroupIds' else 'subnet'}-…]`",
+                is_about_key=True,
+            )
+    if not its.file_system:
+        return
+    if not its.vpc.SubnetIds:
+        yield Fault(
+            (*at, "lambda", "file_system"),
+            "file_system needs `lambda.vpc`: a function reaches it from inside its network",
+            "add `vpc: {SubnetIds: [subnet-…], SecurityGroupIds: [sg-…]}`",
+            is_about_key=True,
+        )
+    if target == "local":
+        yield Fault(
+            (*at, "lambda", "file_system"),
+            "file_system is of AWS only: the local cloud has no EFS",
+            "remove it to run here",
+            is_about_key=True,
+        )
+
+
+def has_distinct_names(described: Described) -> Iterator[Fault]:
     """Two functions of one name would overwrite each other."""
     seen: set[str] = set()
-    for i, function in enumerate(deployment.functions.aws):
+    for i, function in described.functions.items():
         name = function.lambda_.name
         if name in seen:
             yield Fault(
@@ -262,13 +323,12 @@ def has_distinct_names(deployment: Deployment) -> Iterator[Fault]:
         seen.add(name)
 
 
-def is_in_one_place(deployment: Deployment) -> Iterator[Fault]:
+def is_in_one_place(described: Described) -> Iterator[Fault]:
     """One command talks to one account in one region."""
-    functions = deployment.functions.aws
-    for i, function in enumerate(functions[1:], 1):
+    for i, function in list(described.functions.items())[1:]:
         for key in ("region", "boto_profile"):
-            first, here = getattr(functions[0].lambda_, key), getattr(function.lambda_, key)
-            if here != first:
+            first = getattr(next(iter(described.functions.values())).lambda_, key)
+            if getattr(function.lambda_, key) != first:
                 yield Fault(
                     ("functions", "aws", i, "lambda", key),
                     f"{key} differs from the first function's, `{first or 'not set'}`",
@@ -276,17 +336,56 @@ def is_in_one_place(deployment: Deployment) -> Iterator[Fault]:
                 )
 
 
-def ends(deployment: Deployment) -> Iterator[Fault]:
+def knows_its_storage_providers(described: Described) -> Iterator[Fault]:
+    """Every provider that is named is defined, and one that this version can stage with."""
+    for i, function in described.functions.items():
+        for side in ("input", "output"):
+            items: tuple[ObjectPathPart, ...] = getattr(function.lambda_, side)
+            for n, item in enumerate(items):
+                loc: Loc = ("functions", "aws", i, "lambda", side, n, "storage_provider")
+                if fault := _provider_fault(loc, item.storage_provider, side, described.providers):
+                    yield fault
+
+
+def _provider_fault(loc: Loc, named: str, side: str, defined: frozenset[str]) -> Fault | None:
+    kind, _, name = named.partition(".")
+    full = f"{kind}.{name or 'default'}"
+    if kind not in PROVIDERS:
+        near = difflib.get_close_matches(kind, PROVIDERS, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"the kinds are {', '.join(PROVIDERS)}"
+        return Fault(loc, f"unknown storage provider `{named}`", hint)
+    if full == "s3.default" and full not in defined:
+        return None
+    if full not in defined:
+        near = difflib.get_close_matches(full, defined, n=1)
+        define = f"define it: `storage_providers: {{{kind}: {{{name or 'default'}: {{…}}}}}}`"
+        hint = f"did you mean `{near[0]}`?" if near else define
+        return Fault(loc, f"storage provider `{named}` is not defined", hint)
+    if side == "input" and kind != "s3":
+        return Fault(
+            loc,
+            f"storage provider `{named}` cannot be an input: "
+            "only buckets of S3 can trigger a function",
+            "use `s3`",
+        )
+    return Fault(
+        loc,
+        f"this version of SCAR cannot stage with storage provider `{named}` yet",
+        "use `s3` without `storage_providers.s3.default`: the buckets of the account itself",
+    )
+
+
+def ends(described: Described) -> Iterator[Fault]:
     """No function triggers itself, directly or through others: that would never end."""
-    functions = deployment.functions.aws
+    functions = described.functions
     edges: dict[int, dict[int, Loc]] = {}
-    for a, source in enumerate(functions):
+    for a, source in functions.items():
         for o, output in enumerate(source.lambda_.output):
-            for b, sink in enumerate(functions):
+            for b, sink in functions.items():
                 if any(_triggers(output, item) for item in sink.lambda_.input):
                     loc: Loc = ("functions", "aws", a, "lambda", "output", o, "path")
                     edges.setdefault(a, {}).setdefault(b, loc)
-    for cycle in _cycles(edges, len(functions)):
+    for cycle in _cycles(edges):
         names = [functions[i].lambda_.name for i in (*cycle, cycle[0])]
         loc = edges[cycle[-1]][cycle[0]]
         if len(cycle) == 1:
@@ -312,9 +411,16 @@ FUNCTION_RULES: tuple[FunctionRule, ...] = (
     fits_the_compute_environment,
     fits_its_platform,
     lives_in_one_region,
-    knows_its_storage_providers,
+    stays_out_of_reserved_names,
+    runs_on_its_architecture,
+    mounts_in_its_network,
 )
-DEPLOYMENT_RULES: tuple[DeploymentRule, ...] = (has_distinct_names, is_in_one_place, ends)
+DESCRIBED_RULES: tuple[DescribedRule, ...] = (
+    has_distinct_names,
+    is_in_one_place,
+    knows_its_storage_providers,
+    ends,
+)
 
 
 def _triggers(output: ObjectPathPart, item: ObjectPathPart) -> bool:
@@ -332,10 +438,10 @@ def _triggers(output: ObjectPathPart, item: ObjectPathPart) -> bool:
     return any(a.endswith(b) or b.endswith(a) for a in output.suffix for b in item.suffix)
 
 
-def _cycles(edges: dict[int, dict[int, Loc]], count: int) -> Iterator[tuple[int, ...]]:
+def _cycles(edges: dict[int, dict[int, Loc]]) -> Iterator[tuple[int, ...]]:
     """Each function that can reach itself, once, by a shortest way; rotations are one cycle."""
     told: set[frozenset[int]] = set()
-    for start in range(count):
+    for start in sorted(edges):
         cycle = _way_back(edges, start)
         if cycle and frozenset(cycle) not in told:
             told.add(frozenset(cycle))

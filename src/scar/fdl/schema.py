@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -24,6 +25,10 @@ def _not_a_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("must be a whole number, got a yes-or-no value")
     return value
+
+
+def _plain_number(value: float) -> float:
+    return int(value) if value == int(value) else value
 
 
 def _bool_as_count(value: Any) -> Any:
@@ -138,12 +143,30 @@ def _json_text(value: Any) -> Any:
     return value
 
 
+def _url(value: str) -> str:
+    if re.search(r"\s", value) or not value.strip("/"):
+        raise ValueError(f"must be an address such as `https://minio.example.org`, got `{value}`")
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_not_a_bool)]
 Region = Annotated[str, AfterValidator(_region)]
 
 
-def _unit(unit: str) -> dict[str, Any]:
-    return {"unit": unit}
+def _unit(unit: str, above: str = "") -> dict[str, Any]:
+    """`above`: what to do where more is needed."""
+    return {"unit": unit, "above": above} if above else {"unit": unit}
+
+
+def _means(words: str) -> dict[str, Any]:
+    """What a value that must match a pattern is, for people."""
+    return {"means": words}
+
+
+def _provider(value: str) -> str:
+    kind, dot, name = value.partition(".")
+    kind = kind.lower()
+    return kind if name == "default" else f"{kind}{dot}{name}"
 
 
 class Part(BaseModel):
@@ -156,7 +179,7 @@ class Variables(Part):
     """Environment variables. Values are text as written."""
 
     Variables: dict[Annotated[str, Field(pattern=r"^[^=\x00]+$")], str] = Field(
-        default_factory=dict
+        default_factory=dict, json_schema_extra=_means("a variable's name, without `=`")
     )
 
 
@@ -164,7 +187,10 @@ class LambdaVariables(Part):
     """Environment variables of the Lambda function itself; Lambda restricts their names."""
 
     Variables: dict[Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_]+$")], str] = Field(
-        default_factory=dict
+        default_factory=dict,
+        json_schema_extra=_means(
+            "named with letters, digits and `_`, a letter first and at least two"
+        ),
     )
 
 
@@ -182,16 +208,20 @@ class Container(Part):
     )
     """Seconds kept back from the function's timeout to stage the output out or to delegate."""
     environment: Variables = Variables()
+    """Variables of the script, wherever it runs."""
 
 
 class ObjectPathPart(Part):
     """One item of `lambda.input` or `lambda.output`."""
 
-    storage_provider: str = "s3"
+    storage_provider: Annotated[str, AfterValidator(_provider)] = "s3"
+    """`s3`: the account's own buckets; or a kind and id of `storage_providers`: `minio.mine`."""
     path: Annotated[str, AfterValidator(_object_path)]
     """`bucket` or `bucket/prefix`."""
     prefix: tuple[str, ...] = ()
+    """Only files whose name starts with one of these."""
     suffix: tuple[str, ...] = ()
+    """Only files whose name ends with one of these."""
 
 
 class DeploymentPart(Part):
@@ -201,45 +231,125 @@ class DeploymentPart(Part):
     """Bucket for events and payloads too large to travel inline; created on need."""
 
 
+class Vpc(Part):
+    """`lambda.vpc`: the network the function is in."""
+
+    SubnetIds: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^subnet-[0-9a-z]+$")], ...],
+        Field(max_length=16, json_schema_extra=_means("an id such as `subnet-0a1b2c3d`")),
+    ] = ()
+    SecurityGroupIds: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^sg-[0-9a-zA-Z]+$")], ...],
+        Field(max_length=5, json_schema_extra=_means("an id such as `sg-0a1b2c3d`")),
+    ] = ()
+
+
+class FileSystem(Part):
+    """One item of `lambda.file_system`: an EFS access point and where the script sees it."""
+
+    Arn: Annotated[
+        str,
+        Field(
+            pattern=r"^arn:aws[a-zA-Z-]*:(elasticfilesystem|s3files):[a-z0-9-]+:\d{12}:"
+            r"(access-point|file-system)/\S+$",
+            max_length=256,
+            json_schema_extra=_means("the ARN of an access point of EFS"),
+        ),
+    ]
+    LocalMountPath: Annotated[
+        str,
+        Field(
+            pattern=r"^/mnt/[a-zA-Z0-9._-]+$",
+            max_length=160,
+            json_schema_extra=_means("a folder right below `/mnt/`, such as `/mnt/data`"),
+        ),
+    ]
+
+
 class Lambda(Part):
     """`lambda`: the function itself."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9_-]{1,64}$",
+            json_schema_extra=_means("1 to 64 letters, digits, `-` or `_`"),
+        ),
+    ]
+    """Name of the function; in an account and region no two functions share it."""
     boto_profile: str = "default"
+    """Profile of the AWS credentials. `default` means AWS's own order: `AWS_PROFILE` first."""
     region: Region | None = None
-    memory: Annotated[Whole, Field(ge=128, le=10240, json_schema_extra=_unit("MB"))] = 512
-    """MB."""
-    timeout: Annotated[Whole, Field(ge=1, le=900, json_schema_extra=_unit("seconds"))] = 300
-    """Seconds."""
-    ephemeral_storage: Annotated[Whole, Field(ge=512, le=10240, json_schema_extra=_unit("MB"))] = (
-        512
-    )
+    """Where the function and all that belongs to it is; not set: AWS's own order."""
+    memory: Annotated[
+        Whole,
+        Field(
+            ge=128,
+            le=10240,
+            json_schema_extra=_unit(
+                "MB", "a job may have more: `execution_mode: batch` and `batch.memory`"
+            ),
+        ),
+    ] = 512
+    """MB; the share of CPU grows with it."""
+    timeout: Annotated[
+        Whole,
+        Field(
+            ge=1,
+            le=900,
+            json_schema_extra=_unit("seconds", "a job may take longer: `execution_mode: batch`"),
+        ),
+    ] = 300
+    """Seconds that one invocation may take."""
+    ephemeral_storage: Annotated[
+        Whole,
+        Field(
+            ge=512,
+            le=10240,
+            json_schema_extra=_unit("MB", "a job has its machine's disk: `execution_mode: batch`"),
+        ),
+    ] = 512
     """MB of /tmp."""
     execution_mode: Literal["lambda", "lambda-batch", "batch"] = "lambda"
-    description: Annotated[str, Field(max_length=256)] = ""
+    """Where the script runs: in the function; there, then in a job if time runs out; in a job."""
+    description: Annotated[
+        str, Field(max_length=256, json_schema_extra=_means("at most 256 characters"))
+    ] = ""
+    """What the function does, for people."""
     log_level: Annotated[
         Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"], BeforeValidator(_upper)
     ] = "INFO"
+    """How much the supervisor writes to the log."""
     architectures: Annotated[
         tuple[Literal["x86_64", "arm64"], ...], Field(min_length=1, max_length=1)
     ] = ("x86_64",)
+    """The processor the image is for."""
     environment: LambdaVariables = LambdaVariables()
-    """Lambda's own environment."""
+    """Lambda's own environment, at most 4 KB; `container.environment` has no limit."""
     init_script: str | None = None
     """Script of every invocation, relative to the FDL file."""
     run_script: str | None = None
-    """Script of `scar run`, relative to the FDL file."""
+    """Script of `scar run -f`, relative to the FDL file."""
     extra_payload: str | None = None
     """File or folder added to the image; its path is in $EXTRA_PAYLOAD."""
     preheat: bool = False
+    """Invoke the function once after deploying, so that the next start is a warm one."""
     asynchronous: bool = False
+    """`scar run -f` does not wait for the output."""
     file_stage_in: bool = False
-    """True: do not download the input (the reference's meaning of the key)."""
+    """True: do not download the input (the reference implementation's meaning of the key)."""
     container: Container = Container()
     input: tuple[ObjectPathPart, ...] = ()
+    """Where new objects trigger the function."""
     output: tuple[ObjectPathPart, ...] = ()
+    """Where the files that the script leaves in $TMP_OUTPUT_DIR go."""
     deployment: DeploymentPart = DeploymentPart()
+    vpc: Vpc = Vpc()
+    """On AWS; the local cloud keeps it without effect."""
+    file_system: Annotated[tuple[FileSystem, ...], Field(max_length=1)] = ()
+    """A file system of EFS for the function, on AWS; needs `vpc`."""
     tags: dict[str, str] = Field(default_factory=dict)
+    """Tags of the function, beside those that SCAR sets; at most 40."""
 
 
 class Iam(Part):
@@ -254,6 +364,7 @@ class Ecr(Part):
     """`ecr`."""
 
     delete_image: bool = True
+    """`scar rm` deletes the function's images too."""
 
 
 class CloudWatch(Part):
@@ -261,7 +372,10 @@ class CloudWatch(Part):
 
     boto_profile: str = "default"
     region: Region | None = None
-    log_retention_policy_in_days: Annotated[Whole, AfterValidator(_retention)] = 30
+    log_retention_policy_in_days: Annotated[
+        Whole, AfterValidator(_retention), Field(json_schema_extra=_unit("days"))
+    ] = 30
+    """Days that logs are kept: one of the numbers that CloudWatch Logs knows, 1 to 3653."""
 
 
 class ApiMethod(Part):
@@ -313,13 +427,35 @@ class ComputeResources(Part):
     """`batch.compute_resources`."""
 
     type: Literal["EC2", "SPOT", "FARGATE", "FARGATE_SPOT"] = "EC2"
+    """What the jobs run on."""
     desired_v_cpus: Annotated[Whole, Field(ge=0)] = 0
+    """vCPUs to start with."""
     min_v_cpus: Annotated[Whole, Field(ge=0)] = 0
+    """vCPUs kept running, and paid, when there is no job."""
     max_v_cpus: Annotated[Whole, Field(ge=1)] = 2
-    instance_types: Annotated[tuple[str, ...], Field(min_length=1)] = ("optimal",)
-    subnets: tuple[str, ...] = ()
-    security_group_ids: tuple[str, ...] = ()
+    """vCPUs at most, of all jobs together."""
+    instance_types: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], ...],
+        Field(
+            min_length=1,
+            json_schema_extra=_means(
+                "a type such as `c7i.large`, a family such as `c7i`, `optimal`"
+            ),
+        ),
+    ] = ("optimal",)
+    """What instances may be started; `optimal` is Batch's choice for x86_64."""
+    subnets: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^subnet-[0-9A-Za-z-]+$")], ...],
+        Field(json_schema_extra=_means("an id such as `subnet-0a1b2c3d`")),
+    ] = ()
+    """Needed on AWS in the modes `batch` and `lambda-batch`."""
+    security_group_ids: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^sg-[0-9A-Za-z-]+$")], ...],
+        Field(json_schema_extra=_means("an id such as `sg-0a1b2c3d`")),
+    ] = ()
+    """Needed on AWS in the modes `batch` and `lambda-batch`."""
     instance_role: str = "arn:aws:iam::{account_id}:instance-profile/ecsInstanceRole"
+    """Instance profile of the instances. `{account_id}` is filled in."""
 
 
 class Batch(Part):
@@ -327,7 +463,12 @@ class Batch(Part):
 
     boto_profile: str = "default"
     region: Region | None = None
-    vcpus: Annotated[int | float, BeforeValidator(_not_a_bool), Field(ge=0.25)] = 1
+    vcpus: Annotated[
+        float,
+        BeforeValidator(_not_a_bool),
+        Field(ge=0.25, allow_inf_nan=False),
+        AfterValidator(_plain_number),
+    ] = 1
     """A whole number; on Fargate also 0.25 and 0.5."""
     memory: Annotated[Whole, Field(ge=4, json_schema_extra=_unit("MiB"))] = 1024
     """MiB."""
@@ -348,9 +489,13 @@ class Batch(Part):
     enable_gpu: Annotated[int, BeforeValidator(_bool_as_count), Field(ge=0)] = 0
     """Number of GPUs; true is one."""
     state: Literal["ENABLED", "DISABLED"] = "ENABLED"
+    """Of compute environment and queue; `DISABLED` takes no new jobs."""
     type: Literal["MANAGED"] = "MANAGED"
+    """Who starts the machines: Batch."""
     service_role: str = ""
+    """ARN of the role that Batch acts with; empty is best: Batch's service-linked role."""
     environment: Variables = Variables()
+    """Variables of jobs only; `container.environment` wins where both have one."""
     compute_resources: ComputeResources = ComputeResources()
 
 
@@ -375,12 +520,72 @@ class Settings(Part):
     """`scar`: settings of the command itself."""
 
     config_version: str = ""
+    """Of scar.cfg."""
     target: Literal["aws", "local"] = "aws"
+    """Where commands go; `--local` and `SCAR_TARGET` say it too."""
+
+
+class S3Provider(Part):
+    """`storage_providers.s3.<id>`: buckets of another account."""
+
+    access_key: Annotated[str, Field(min_length=1, json_schema_extra=_means("not empty"))]
+    secret_key: Annotated[str, Field(min_length=1, json_schema_extra=_means("not empty"))]
+    region: Region | None = None
+
+
+class MinioProvider(Part):
+    """`storage_providers.minio.<id>`: a MinIO server."""
+
+    endpoint: Annotated[str, AfterValidator(_url)] = "http://minio-service.minio:9000"
+    verify: bool = True
+    """Check the server's certificate."""
+    region: str | None = None
+    access_key: Annotated[str, Field(min_length=1, json_schema_extra=_means("not empty"))]
+    secret_key: Annotated[str, Field(min_length=1, json_schema_extra=_means("not empty"))]
+
+
+class OnedataProvider(Part):
+    """`storage_providers.onedata.<id>`: a space of Onedata."""
+
+    oneprovider_host: str
+    token: str
+    space: str
+
+
+class WebdavProvider(Part):
+    """`storage_providers.webdav.<id>`: a folder of a WebDAV server."""
+
+    hostname: str
+    login: str
+    password: str
+
+
+class StorageProviders(Part):
+    """`storage_providers`: where files may be besides the account's own buckets, by kind and id.
+
+    They are checked; this version stages with buckets of the account itself only.
+    """
+
+    s3: dict[str, S3Provider] = Field(default_factory=dict)
+    minio: dict[str, MinioProvider] = Field(default_factory=dict)
+    onedata: dict[str, OnedataProvider] = Field(default_factory=dict)
+    webdav: dict[str, WebdavProvider] = Field(default_factory=dict)
+
+    def defined(self) -> frozenset[str]:
+        """Every provider as an input or output names it: `minio.mine`."""
+        return self.names(dict(self))
+
+    @staticmethod
+    def names(kinds: Mapping[str, Any]) -> frozenset[str]:
+        """The same of plain data, whether it is well-formed or not."""
+        return frozenset(
+            f"{kind}.{name}" for kind, ids in kinds.items() if isinstance(ids, dict) for name in ids
+        )
 
 
 class Deployment(Part):
     """All that one FDL file asks for, complete and valid."""
 
     functions: Functions = Functions()
-    storage_providers: dict[str, Any] = Field(default_factory=dict)
+    storage_providers: StorageProviders = StorageProviders()
     scar: Settings = Settings()

@@ -29,6 +29,19 @@ MAX_VALUES = 100_000
 TEXT_MAPPINGS = ("Variables", "tags")
 """Mappings whose values are text as written: `yes`, `007` and `1.10` stay what they are."""
 
+MOVED: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("lambda", "batch"), ("batch",)),
+    (("lambda", "time"), ("lambda", "timeout")),
+    (("lambda", "timeout_threshold"), ("lambda", "container", "timeout_threshold")),
+    (("lambda", "image"), ("lambda", "container", "image")),
+    (("lambda", "image_file"), ("lambda", "container", "image_file")),
+    (
+        ("batch", "multi_node_parallel", "enable"),
+        ("batch", "multi_node_parallel", "enabled"),
+    ),
+)
+"""Where files of the reference implementation have a key of a function, and where it is now."""
+
 _LoaderClass: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TAG = "tag:yaml.org,2002:"
@@ -147,8 +160,8 @@ class Sources:
     def _item(self, item: Any) -> Any:
         if not isinstance(item, Mapping):
             return item
-        below: Any = self.config.data.get("aws", {})
-        for above in (_lift_batch(item), self.flags.data.get("aws", {})):
+        below: Any = _modern(self.config.data.get("aws", {}))
+        for above in (_modern(item), self.flags.data.get("aws", {})):
             if isinstance(below, Mapping) and isinstance(above, Mapping):
                 below = _one_image(below, above)
             below = _laid(below, above)
@@ -162,11 +175,12 @@ class Sources:
             shared = ("aws",)
         yield self.flags, shared
         yield self.environment, shared
+        old = list(_old_spellings(loc[3:])) if in_item else []
         if self.fdl is not None:
             yield self.fdl, loc
-            if in_item and loc[3:4] == ("batch",):
-                yield self.fdl, (*loc[:3], "lambda", *loc[3:])
+            yield from ((self.fdl, (*loc[:3], *path)) for path in old)
         yield self.config, shared
+        yield from ((self.config, ("aws", *path)) for path in old)
 
 
 def dotted(loc: Loc) -> str:
@@ -185,13 +199,52 @@ def _laid(below: Any, above: Any) -> Any:
     return above
 
 
-def _lift_batch(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`batch` indented into `lambda` means the same as beside it."""
-    function = item.get("lambda")
-    if not isinstance(function, Mapping) or "batch" not in function or "batch" in item:
-        return item
-    rest = {key: value for key, value in function.items() if key != "batch"}
-    return {**item, "lambda": rest, "batch": function["batch"]}
+def _modern(item: Any) -> Any:
+    """One layer's function with every key where it is now; a key that is in both places stays."""
+    for old, new in MOVED:
+        if _has(item, old) and not _has(item, new) and _has_room(item, new[:-1]):
+            item, value = _without(item, old)
+            item = overlay(item, _nested(new, value))
+    return item
+
+
+def _old_spellings(path: Loc) -> Iterator[Loc]:
+    for old, new in MOVED:
+        if path[: len(new)] == new:
+            yield (*old, *path[len(new) :])
+
+
+def _has(data: Any, path: tuple[str, ...]) -> bool:
+    for key in path:
+        if not isinstance(data, Mapping) or key not in data:
+            return False
+        data = data[key]
+    return True
+
+
+def _has_room(data: Any, path: tuple[str, ...]) -> bool:
+    """Whether mappings, or nothing, stand at every step of `path`."""
+    for key in path:
+        if not isinstance(data, Mapping):
+            return False
+        data = data.get(key, {})
+    return isinstance(data, Mapping)
+
+
+def _without(data: Mapping[str, Any], path: tuple[str, ...]) -> tuple[dict[str, Any], Any]:
+    """`data` without the value at `path`, and that value; nothing is changed in place."""
+    rest = dict(data)
+    if len(path) == 1:
+        value = rest.pop(path[0])
+    else:
+        rest[path[0]], value = _without(data[path[0]], path[1:])
+    return rest, value
+
+
+def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    return dict(value)
 
 
 def _one_image(below: Mapping[str, Any], above: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -205,6 +205,9 @@ def _of_function(
         description=its.description,
         environment=its.environment.Variables,
         tags={**its.tags, **tags, **_labels(function, image)},
+        subnets=tuple(sorted(its.vpc.SubnetIds)),
+        security_group_ids=tuple(sorted(its.vpc.SecurityGroupIds)),
+        file_systems=tuple((one.Arn, one.LocalMountPath) for one in its.file_system),
     )
     yield from _storage(function, account)
     yield from _api(function, account, tags)

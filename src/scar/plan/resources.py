@@ -94,6 +94,11 @@ class Function:
     description: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    subnets: tuple[str, ...] = ()
+    """Sorted, like its security groups; none: it is in no network of the account's."""
+    security_group_ids: tuple[str, ...] = ()
+    file_systems: tuple[tuple[str, str], ...] = ()
+    """ARN of an access point and where it is mounted."""
 
 
 @dataclass(frozen=True)
