@@ -33,6 +33,14 @@ EVENT_VARIABLE = "SCAR_EVENT"
 EVENT_REFERENCE_VARIABLE = "SCAR_EVENT_REFERENCE"
 """In a Batch job: `s3://bucket/key#sha256=<hex>` of the delegated event, when it is not small."""
 
+ARRAY_VARIABLE = "SCAR_ARRAY"
+"""In the jobs of a bulk run: `s3://bucket/key#width=<bytes>` of the manifest.
+
+A manifest has one event a line, padded so that every line has `width` bytes: the child of an array
+reads its own, that of AWS_BATCH_JOB_ARRAY_INDEX, and no other. What all have in common (a script, a
+command) is in EVENT_VARIABLE or EVENT_REFERENCE_VARIABLE. Not passed on to the script.
+"""
+
 INLINE_EVENT_LIMIT_BYTES = 2048
 """Events up to this size travel in the job's overrides.
 

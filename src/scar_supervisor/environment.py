@@ -15,6 +15,7 @@ OURS = frozenset(
     (
         contract.EVENT_VARIABLE,
         contract.EVENT_REFERENCE_VARIABLE,
+        contract.ARRAY_VARIABLE,
         contract.FUNCTION_DIR_VARIABLE,
         contract.MNP_SECRET_VARIABLE,
         "SCAR_STOP_GRACE_S",

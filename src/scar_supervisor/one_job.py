@@ -65,6 +65,16 @@ def exit_code(fault: Fault) -> int:
 
 
 def _event(environ: Mapping[str, str], storages: Storages, log: Log) -> bytes:
+    """The job's event; a job of a bulk run has it in a line of its manifest."""
+    if contract.ARRAY_VARIABLE not in environ:
+        return _delegated(environ, storages, log)
+    from scar_supervisor import array
+
+    given = contract.EVENT_VARIABLE in environ or contract.EVENT_REFERENCE_VARIABLE in environ
+    return array.event(environ, _delegated(environ, storages, log) if given else b"{}")
+
+
+def _delegated(environ: Mapping[str, str], storages: Storages, log: Log) -> bytes:
     """The delegated event; an empty one for a job that was submitted by hand."""
     inline = environ.get(contract.EVENT_VARIABLE)
     if inline is not None:

@@ -54,6 +54,12 @@ class S3:
             finally:
                 os.close(descriptor)
 
+    def read(self, bucket: str, key: str, start: int, length: int) -> bytes:
+        """Some bytes of an object. Raises StagingFailed where they cannot be read."""
+        with _Told(bucket, key):
+            headers = {"Range": f"bytes={start}-{start + length - 1}"}
+            return self._at(bucket, key).ask("GET", headers=headers).body
+
     def store(self, bucket: str, key: str, path: str) -> None:
         """Copy the file `path` into an object. Raises StagingFailed where that is refused."""
         with _Told(bucket, key):
