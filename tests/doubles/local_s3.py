@@ -16,7 +16,7 @@ from botocore.config import Config
 from scar_local.events import Events
 from scar_local.http import Exchange, Server
 from scar_local.protocol import ApiError
-from scar_local.s3 import S3
+from scar_local.s3.service import S3
 from scar_local.store import Store
 
 
