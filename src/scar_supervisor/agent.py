@@ -47,7 +47,8 @@ def connect(loop: Loop, address: tuple[str, int], timeout_s: float) -> socket.so
         if number or not in_time:
             number = number or errno.ETIMEDOUT
             raise OSError(number, os.strerror(number))
-        peer.getpeername()
+        if peer.getpeername() == peer.getsockname():  # TCP lets a port connect to itself
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     except BaseException:
         peer.close()
         raise

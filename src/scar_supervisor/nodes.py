@@ -454,12 +454,7 @@ class _Child(_NodeProcess):
 
     def run(self) -> int:
         """The life of a child node; its exit code, which decides nothing."""
-        try:
-            port = self._open_port()
-        except OSError as exc:
-            self._log.error(f"no port can be opened: {exc.strerror}")
-            return contract.EXIT_CONFIG
-        code = self._joined(port)
+        code = self._joined()
         if code is None:
             code = self._served()
         self._log.info(f"node {self._settings.index} is done: exit code {code}")
@@ -471,12 +466,12 @@ class _Child(_NodeProcess):
         except OSError:  # only the main node's port must be known before
             return self._agent.listen(0)
 
-    def _joined(self, port: int) -> int | None:
+    def _joined(self) -> int | None:
         """Register with the main node; an exit code where that cannot be."""
         limit, delay_s = time.monotonic() + self._settings.join_s, 0.2
         refusals = 0
         while not self._loop.stopped:
-            fault, was_refused = self._try_to_join(port)
+            fault, was_refused = self._try_to_join()
             if fault is None:
                 return None
             refusals += was_refused
@@ -490,7 +485,7 @@ class _Child(_NodeProcess):
             delay_s = min(delay_s * 1.5, 5.0)
         return self._leave(EXIT_STOPPED, "stopped by the platform")
 
-    def _try_to_join(self, port: int) -> tuple[str | None, bool]:
+    def _try_to_join(self) -> tuple[str | None, bool]:
         """Why it did not work, and whether the main node (or a wrong one) refused us."""
         settings = self._settings
         try:
@@ -505,7 +500,7 @@ class _Child(_NodeProcess):
             main.close("it does not answer")
             fault, self._lost = self._lost or "", None
             return fault, codec.has_spoken
-        node = self._describe(main.own_ip, port)
+        node = self._describe(main.own_ip, self._open_port())
         attempt = self._environ.get("AWS_BATCH_JOB_ATTEMPT", "")
         hello = {"node": node.as_json(), "attempt": attempt}
         main.send(protocol.HELLO, protocol.packed(hello))

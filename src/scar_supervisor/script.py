@@ -17,7 +17,7 @@ DRAIN_S = 0.5
 """How long output is still read after the script's end, from children that keep its pipe."""
 LONGEST_LINE_BYTES = 64 * 1024
 LAST_WAIT_S = 5.0
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,13 @@ def run(
 
 def adopt_orphans() -> None:
     """Become the parent of processes whose parent has ended, as PID 1 is."""
-    if os.getpid() == 1:
-        return
-    import ctypes  # only here, and takes a while
+    if os.getpid() != 1:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+
+def end_with_parent() -> None:
+    """Get SIGTERM when the process that forked us ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stop_grace_s(environ: Mapping[str, str]) -> float:
@@ -81,6 +80,15 @@ def stop_grace_s(environ: Mapping[str, str]) -> float:
         return max(0.0, float(environ.get("SCAR_STOP_GRACE_S", "")))
     except ValueError:
         return Limits.stop_grace_s
+
+
+def _prctl(option: int, value: int) -> None:
+    import ctypes  # only here, and takes a while
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 class _Output:

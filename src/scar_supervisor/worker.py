@@ -8,6 +8,7 @@ script's exit code), then `go` (stage out) or `end` (do not).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -133,6 +134,8 @@ def _live(work: Callable[[Runner], int], node: socket.socket) -> NoReturn:
         signal.signal(number, _stop)
     code = 1
     try:
+        with contextlib.suppress(OSError, ImportError):  # where it cannot be, a kill leaves more
+            script.end_with_parent()
         code = work(_Gate(node).run)
     except Stopped:
         code = _EXIT_STOPPED

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,19 @@ class Network:
             found["AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS"] = self.addresses[0]
         return found
 
+    def signal(self, index: int, number: int) -> None:
+        """Send a signal to the node's first process, its supervisor."""
+        for pid in self._pids(index):
+            status = Path(f"/proc/{pid}/status").read_text()
+            if re.search(r"^NSpid:.*\t1$", status, re.MULTILINE):
+                os.kill(pid, number)
+
+    def _pids(self, index: int) -> list[int]:
+        listed = subprocess.run(
+            ["ip", "netns", "pids", self._space(index)], capture_output=True, text=True
+        )
+        return [int(pid) for pid in listed.stdout.split()]
+
     def stop_all(self) -> None:
         """Kill what still runs."""
         for process in self._processes:
@@ -154,10 +168,7 @@ class Network:
         """Command lines of what still runs on the nodes."""
         found = []
         for index in range(len(self.addresses)):
-            done = subprocess.run(
-                ["ip", "netns", "pids", self._space(index)], capture_output=True, text=True
-            )
-            for pid in done.stdout.split():
+            for pid in self._pids(index):
                 try:
                     found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
                 except OSError:
