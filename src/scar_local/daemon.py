@@ -32,8 +32,8 @@ from scar_local.identity import Sts, Tagging
 from scar_local.logs import Logs
 from scar_local.others import Moto
 from scar_local.registry import Registry
-from scar_local.s3.service import S3
 from scar_local.s3.body import owned_blobs
+from scar_local.s3.service import S3
 from scar_local.store import Store
 
 PORT_VARIABLE = "SCAR_LOCAL_PORT"
