@@ -95,6 +95,10 @@ class Network:
         """The node's cable is pulled: packets are lost, connections are not closed."""
         _ip("-n", self._bridge, "link", "set", f"port{index}", "down")
 
+    def join(self, index: int) -> None:
+        """The cable is back."""
+        _ip("-n", self._bridge, "link", "set", f"port{index}", "up")
+
     def start(
         self,
         index: int,
