@@ -26,6 +26,7 @@ from scar.errors import ScarError, UserError
 FOLDER_VARIABLE = "SCAR_LOCAL_DIR"
 START_LIMIT_S = 15.0
 STOP_LIMIT_S = 20.0
+PRUNE_LIMIT_S = 600.0
 
 _PING_LIMIT_S = 5.0
 _LOOK_EVERY_S = 0.05
@@ -89,6 +90,27 @@ def status(data: Path) -> Status | None:
     return Status(f"http://127.0.0.1:{port}", int(details["pid"]), version, data, details)
 
 
+def disk(running: Status) -> Mapping[str, int]:
+    """Bytes that a running local cloud takes on the disk, by what they are for."""
+    return _request(_port(running), "GET", "/_scar/disk", PRUNE_LIMIT_S) or {}
+
+
+def prune(data: Path, tell: Callable[[str], None] = lambda text: None) -> Mapping[str, Any]:
+    """Remove images that no function and no job uses; what went. Starts the local cloud.
+
+    Raises LocalCloudFailed where it does not answer within PRUNE_LIMIT_S.
+    """
+    ensure(data, tell)
+    running = status(data)
+    done = running and _request(_port(running), "POST", "/_scar/prune", PRUNE_LIMIT_S)
+    if not done:
+        raise LocalCloudFailed(
+            "the local cloud could not remove its unused images",
+            f"see `{data / 'daemon.log'}`; one of another version ends with `scar local stop`",
+        )
+    return done
+
+
 def stop(data: Path) -> bool:
     """End the local cloud on `data` with its containers; False where none ran.
 
@@ -97,7 +119,7 @@ def stop(data: Path) -> bool:
     running = status(data)
     if running is None:
         return False
-    _request(int(running.url.rpartition(":")[2]), "POST", "/_scar/stop")
+    _request(_port(running), "POST", "/_scar/stop")
     deadline = time.monotonic() + STOP_LIMIT_S
     while time.monotonic() < deadline:
         with _lock(data) as is_ours:
@@ -191,11 +213,17 @@ def _failed(data: Path, before: int, why: str) -> LocalCloudFailed:
     return LocalCloudFailed(f"the local cloud {why}{told}", f"its log is `{log}`")
 
 
-def _request(port: int, method: str, path: str) -> dict[str, Any] | None:
+def _port(running: Status) -> int:
+    return int(running.url.rpartition(":")[2])
+
+
+def _request(
+    port: int, method: str, path: str, limit_s: float = _PING_LIMIT_S
+) -> dict[str, Any] | None:
     """The JSON answer of whoever listens on `port`; None where nobody does, or no local cloud."""
     from http.client import HTTPConnection, HTTPException
 
-    connection = HTTPConnection("127.0.0.1", port, timeout=_PING_LIMIT_S)
+    connection = HTTPConnection("127.0.0.1", port, timeout=limit_s)
     try:
         connection.request(method, path, headers={"Content-Length": "0"})
         answer = connection.getresponse()

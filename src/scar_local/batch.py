@@ -76,6 +76,15 @@ class Batch:
         """Run nothing more; containers that run are stopped."""
         self._loop.stop()
 
+    def images(self) -> list[str]:
+        """Every image that an active job definition or an unfinished job names."""
+        rows = self._store.read().execute(
+            "SELECT detail FROM batch_definitions WHERE status = 'ACTIVE' UNION ALL"
+            " SELECT detail FROM batch_jobs WHERE status NOT IN (?, ?)",
+            jobs.FINISHED,
+        )
+        return [image for row in rows for image in _images(json.loads(row["detail"]))]
+
     def tagged(self) -> Iterator[tuple[str, dict[str, str]]]:
         """(ARN, tags) of everything that has tags; of definitions only what is ACTIVE."""
         queries = (
@@ -438,6 +447,18 @@ class Batch:
 
 _QUEUE_DELETED = "Job queue deleted"
 _ARN_KEY = {_ENVIRONMENT: "computeEnvironmentArn", _QUEUE: "jobQueueArn"}
+
+
+def _images(detail: Any) -> Iterator[str]:
+    """Every value of the key `image`: of a container's, or of any node range's."""
+    if isinstance(detail, list):
+        for item in detail:
+            yield from _images(item)
+    elif isinstance(detail, dict):
+        if isinstance(image := detail.get("image"), str):
+            yield image
+        for value in detail.values():
+            yield from _images(value)
 
 
 def _arn(region: str, kind: str, name: str) -> str:

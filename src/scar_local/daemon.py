@@ -31,6 +31,7 @@ from scar_local.http import Exchange, Server
 from scar_local.identity import Sts, Tagging
 from scar_local.logs import Logs
 from scar_local.others import Moto
+from scar_local.prune import Pruning
 from scar_local.registry import Registry
 from scar_local.s3.body import owned_blobs
 from scar_local.s3.service import S3
@@ -124,7 +125,11 @@ class _Cloud:
             "sts": Sts(),
             "tagging": Tagging([self._functions, self._batch, self.logs, registry, self._gateway]),
         }
-        control = Control(self._status, stop)
+        self._pruning = Pruning(
+            registry, self._engine, (self._functions.images, self._batch.images)
+        )
+        more = {("GET", "/_scar/disk"): self._disk, ("POST", "/_scar/prune"): self._pruning.prune}
+        control = Control(self._status, stop, more)
         apis = Endpoint(self._gateway, self._functions)
         self._door = Door(services, self._s3, registry, Moto(data), control, apis)
 
@@ -165,6 +170,14 @@ class _Cloud:
     def _warm_up(self) -> None:
         self._engine.prepare()
         self.logs.sweep()
+
+    def _disk(self) -> dict[str, int]:
+        """Bytes by what they are for; not part of the status, which has to be quick."""
+        return {
+            "objects": self._s3.disk_bytes(),
+            "images": self._registry.disk_bytes(),
+            **self._engine.disk(),
+        }
 
     def _status(self) -> dict[str, Any]:
         report = self._engine.report()

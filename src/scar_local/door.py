@@ -12,7 +12,7 @@ import logging
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -64,6 +64,8 @@ class Control:
 
     status: Callable[[], Mapping[str, object]]
     stop: Callable[[], None]
+    more: Mapping[tuple[str, str], Callable[[], Mapping[str, object]]] = field(default_factory=dict)
+    """What else it answers, by method and path."""
 
 
 class Door:
@@ -132,8 +134,11 @@ class Door:
         elif asked == ("POST", "/_scar/stop"):
             _reply_json(exchange, {"stopping": True})
             self._control.stop()
+        elif asked in self._control.more:
+            _reply_json(exchange, self._control.more[asked]())
         else:
-            there = "GET /_scar/status and POST /_scar/stop are there"
+            known = [("GET", "/_scar/status"), ("POST", "/_scar/stop"), *self._control.more]
+            there = f"{', '.join(' '.join(one) for one in known)} are there"
             raise ApiError("NotFound", f"{asked[0]} {asked[1]} is not; {there}", 404)
 
 

@@ -139,6 +139,10 @@ class Functions:
         queue = {f"invocations_{state}": n for state, n in self._invocations.counts().items()}
         return {"functions": functions[0], **self._environments.counts(), **queue}
 
+    def images(self) -> list[str]:
+        """The image of every function, by digest."""
+        return [_pinned(record) for record in self._all()]
+
     def tagged(self) -> Iterator[tuple[str, dict[str, str]]]:
         """Every function's ARN and tags."""
         for record in self._all():

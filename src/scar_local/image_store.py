@@ -7,7 +7,7 @@ import json
 import platform
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ MANIFEST_TYPES = (OCI_MANIFEST, DOCKER_MANIFEST)
 INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
 UNUSED_BLOB_S = 24 * 3600
 """A blob that no manifest names after this long was part of a push that never ended."""
+
+Tag = tuple[str, str]
+"""A repository's tag: key and value."""
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64", "amd64": "amd64"}
 
@@ -246,6 +249,40 @@ class ImageStore:
         with self.store.write() as db:
             unused = _delete_manifest(db, repository, digest)
         self._delete_files(unused)
+
+    def delete_unused(self, keep: Collection[tuple[str, str]], before: float, tag: Tag) -> int:
+        """Remove the images but those to keep (repository, digest), and their blobs; how many.
+
+        Only from repositories with that tag, only what was pushed before that time (seconds since
+        the epoch). What an image to keep belongs to, or consists of, stays too.
+        """
+        kept = set(keep)
+        with self.store.write() as db:
+            rows = db.execute(
+                "SELECT m.repository, m.digest, m.pushed, r.tags FROM registry_manifests m"
+                " JOIN registry_repositories r ON r.name = m.repository"
+            ).fetchall()
+            for row in db.execute("SELECT repository, manifest, digest FROM registry_references"):
+                if (row["repository"], row["digest"]) in keep:
+                    kept.add((row["repository"], row["manifest"]))
+                elif (row["repository"], row["manifest"]) in keep:
+                    kept.add((row["repository"], row["digest"]))
+            gone = [
+                (row["repository"], row["digest"])
+                for row in rows
+                if row["pushed"] < before
+                and (row["repository"], row["digest"]) not in kept
+                and json.loads(row["tags"]).get(tag[0]) == tag[1]
+            ]
+            unused = [blob for key in gone for blob in _delete_manifest(db, *key)]
+        self._delete_files(unused)
+        return len(gone)
+
+    def bytes_in_use(self) -> int:
+        """The size of all blobs."""
+        query = "SELECT coalesce(sum(size), 0) FROM registry_blobs"
+        size: int = self.store.read().execute(query).fetchone()[0]
+        return size
 
     def parents(self, repository: str, digest: str) -> list[str]:
         """The digests of the indexes that name this manifest."""

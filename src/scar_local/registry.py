@@ -10,7 +10,7 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +26,9 @@ from scar_local.image_store import (
 )
 from scar_local.protocol import ACCOUNT_ID, ApiError, Request
 from scar_local.store import Store
+
+OWNED = ("createdby", "scar")
+"""The tag of the repositories that `scar init` creates."""
 
 TOKEN_VALID_S = 12 * 3600
 _PASSWORD = "local"
@@ -78,6 +81,18 @@ class Registry:
     def manifest_digests(self) -> set[str]:
         """The digest of every image there is."""
         return self._images.manifest_digests()
+
+    def prune(self, keep: Collection[StoredImage], before: float) -> int:
+        """Remove the images but those to keep from SCAR's repositories; how many.
+
+        Only what was pushed before that time (seconds since the epoch).
+        """
+        names = {(image.repository, image.manifest_digest) for image in keep}
+        return self._images.delete_unused(names, before, OWNED)
+
+    def disk_bytes(self) -> int:
+        """The size of all images."""
+        return self._images.bytes_in_use()
 
     def blobs_in_use(self) -> set[str]:
         """Ids in the store's blob folder that belong to the registry."""

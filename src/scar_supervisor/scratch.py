@@ -11,7 +11,7 @@ from scar_supervisor import contract
 from scar_supervisor.faults import ConfigFault, StagingFailed
 from scar_supervisor.log import Log
 
-_OWN_TMP = f"{contract.SCAR_DIR}/tmp"
+_OWN_TMP = f"{contract.SCAR_DIR}/tmp"  # noqa: S108
 """In every derived image: an image without /tmp may have a user who cannot make one."""
 
 

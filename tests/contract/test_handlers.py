@@ -88,7 +88,12 @@ def cases(account, n, images):
         tags,
     )
     api = RestApi(
-        function.name, f"api-{n}", arn, "scar", "ANY", "{proxy+}",
+        function.name,
+        f"api-{n}",
+        arn,
+        "scar",
+        "ANY",
+        "{proxy+}",
         {**tags, "function": function.name},
     )
     images = [Repository("scar"), *images]

@@ -165,15 +165,23 @@ def served_registry(data: Path) -> Iterator[tuple[Registry, Client]]:
         server.server_close()
 
 
+def pulled(address: str) -> list[str]:
+    """The images that Docker has pulled from the registry at this host and port, by digest."""
+    import docker
+
+    client = docker.from_env()
+    names = [name for image in client.api.images() for name in image.get("RepoDigests") or ()]
+    client.close()
+    return [name for name in names if name.startswith(f"{address}/")]
+
+
 def forget_pulled(address: str) -> None:
     """Remove what Docker has pulled from the registry at this host and port."""
     import docker
 
     client = docker.from_env()
-    for image in client.images.list():
-        for name in image.attrs.get("RepoDigests") or ():
-            if name.startswith(f"{address}/"):
-                client.images.remove(name)
+    for name in pulled(address):
+        client.images.remove(name)
     client.close()
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import docker
 import pytest
 
 from scar_local.engines import ContainerSpec, EngineError, Exit, Running
@@ -35,6 +34,7 @@ from tests.doubles.images import (
     ecr,
     forget_pulled,
     layer,
+    pulled,
     served_registry,
 )
 
@@ -386,15 +386,7 @@ def test_docker_forgets_images_that_the_registry_has_no_more(
             imageIds=[{"imageTag": gone.rpartition(":")[2]}],
         )
         AutoEngine(world.registry, world.data).prepare()
-        client = docker.from_env()
-        names = [
-            name
-            for image in client.images.list()
-            for name in image.attrs.get("RepoDigests") or ()
-            if name.startswith(world.client.address)
-        ]
-        client.close()
-        assert [name.partition("@")[2] for name in names] == [
+        assert [name.partition("@")[2] for name in pulled(world.client.address)] == [
             world.registry.resolve(kept).manifest_digest
         ]
 

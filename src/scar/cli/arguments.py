@@ -127,7 +127,7 @@ _SUMMARIES = {
     "ls": "list functions, or a bucket's objects",
     "log": "show a function's log, and its jobs'",
     "rm": "remove functions and what belongs to them",
-    "local": "the local cloud: start, stop, status, reset",
+    "local": "the local cloud: start, stop, status, prune, reset",
 }
 _EXAMPLES = {
     "init": "scar init -f video.yaml\n  scar --local init -n cow -i host -s cow.sh --plan",
@@ -317,8 +317,8 @@ def _add_rm(parser: argparse.ArgumentParser) -> None:
 def _add_local(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
-        choices=("start", "stop", "status", "reset"),
-        help="reset deletes all its data: functions, objects, logs",
+        choices=("start", "stop", "status", "prune", "reset"),
+        help="prune removes unused images; reset deletes all: functions, objects, logs",
     )
     parser.add_argument("--yes", action="store_true", help="reset: yes, delete it")
 

@@ -189,9 +189,17 @@ def local_stop(options: Options) -> None:
 
 
 def local_status(options: Options) -> None:
-    """Whether the local cloud runs, where, and on which engine."""
+    """Whether the local cloud runs, where, on which engine, and what it takes on the disk."""
     data = local.data_folder()
-    render.cloud(local.status(data), str(data), as_json=options.values.json)
+    running = local.status(data)
+    disk = local.disk(running) if running else {}
+    render.cloud(running, str(data), disk=disk, as_json=options.values.json)
+
+
+def local_prune(options: Options) -> None:
+    """Remove the images that no function and no job uses, with what was unpacked of them."""
+    done = local.prune(local.data_folder(), render.talk)
+    render.pruned(done, as_json=options.values.json)
 
 
 def local_reset(options: Options) -> None:
@@ -219,6 +227,7 @@ _COMMANDS: dict[str, Callable[[Options], None]] = {
     "local stop": local_stop,
     "local status": local_status,
     "local reset": local_reset,
+    "local prune": local_prune,
 }
 
 

@@ -226,10 +226,13 @@ def launched(name: str, result: RunResult, *, as_json: bool) -> None:
     print(f"Function '{name}' launched correctly")
 
 
-def cloud(status: Status | None, folder: str, *, as_json: bool) -> None:
-    """`scar local status` and `start`."""
+def cloud(
+    status: Status | None, folder: str, *, disk: Mapping[str, int] | None = None, as_json: bool
+) -> None:
+    """`scar local status` and `start`; `disk` is bytes by what they are for."""
     if as_json:
-        data({"LocalCloud": dict(status.details) if status else None, "Data": folder})
+        details = {**status.details, **({"disk": disk} if disk else {})} if status else None
+        data({"LocalCloud": details, "Data": folder})
         return
     if status is None:
         print(f"the local cloud is not running (data: {folder})")
@@ -241,6 +244,26 @@ def cloud(status: Status | None, folder: str, *, as_json: bool) -> None:
         for probe in engine.get("probes", ()):
             works = "works" if probe.get("ok") else "does not work"
             print(f"  {probe.get('engine')}: {works}: {probe.get('why', '')}")
+        print(f"limits: {engine.get('limits', '-')}")
+    if disk:
+        told = [f"{name.replace('_', ' ')} {_megabytes(size)}" for name, size in disk.items()]
+        print(f"disk: {', '.join(told)}")
+
+
+def pruned(done: Mapping[str, Any], *, as_json: bool) -> None:
+    """`scar local prune`."""
+    if as_json:
+        data(done)
+        return
+    print(f"freed {_megabytes(done['freed_bytes'])}")
+    for what in ("images", "root_file_systems", "docker_images"):
+        one = done[what]
+        if one["removed"]:
+            print(f"  {one['removed']} {what.replace('_', ' ')}: {_megabytes(one['bytes'])}")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def said(text: str, value: Mapping[str, Any], *, as_json: bool) -> None:

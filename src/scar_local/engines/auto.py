@@ -10,7 +10,8 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from scar_local.engines.bubblewrap import Bubblewrap
 from scar_local.engines.docker import Docker
 from scar_local.engines.limits import Limits, find_limits
 from scar_local.engines.process import HostProcess
-from scar_local.engines.rootfs import RootFileSystems, remove_tree
+from scar_local.engines.rootfs import RootFileSystems, disk_bytes, remove_tree
 from scar_local.engines.runner import Probe, Runner, Shared
 from scar_local.engines.settings import is_host_image, supervisor_parent
 from scar_local.engines.spawn import Spawner
@@ -48,6 +49,16 @@ class Images(Protocol):
 
     def manifest_digests(self) -> set[str]:
         """The digest of every image there is."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` removed."""
+
+    root_file_systems: int
+    root_bytes: int
+    docker_images: int = 0
+    docker_bytes: int = 0
 
 
 class AutoEngine:
@@ -88,7 +99,10 @@ class AutoEngine:
         """Start a container of any image. Raises EngineError."""
         image = self._images.resolve(spec.image)
         runner = self._host_runner() if is_host_image(image.config) else self._image_runner()
-        running = runner.run(spec, image, on_output)
+        try:
+            running = runner.run(spec, image, on_output)
+        except OSError as exc:  # a full disk
+            raise EngineError(f"CannotStartContainerError: {exc}") from exc
         with self._lock:
             self._running = [other for other in self._running if other.wait(0) is None]
             self._running.append(running)
@@ -127,6 +141,27 @@ class AutoEngine:
                 for probe in self._probes.values()
             ],
             "limits": f"{limits}; the size of /tmp is not limited",
+        }
+
+    def prune(self, keep: Collection[StoredImage]) -> Pruned:
+        """Remove what was unpacked or pulled for other images and runs nowhere."""
+        before = self._roots.disk_bytes()
+        unused = self._roots.take_unused({image.layer_digests for image in keep})
+        _remove_all(unused)
+        freed = max(0, before - self._roots.disk_bytes())
+        if not self._probe(self._docker).ok:
+            return Pruned(len(unused), freed)
+        digests = {image.manifest_digest for image in keep}
+        before = self._docker.disk_bytes()
+        removed = self._docker.remove_images(digests, abandoned=True)
+        in_docker = max(0, before - self._docker.disk_bytes())
+        return Pruned(len(unused), freed, removed, in_docker)
+
+    def disk(self) -> dict[str, int]:
+        """Bytes on the disk: unpacked images, and what running containers have written."""
+        return {
+            "root_file_systems": self._roots.disk_bytes(),
+            "containers": disk_bytes(self._scratch),
         }
 
     def stop_all(self, grace_s: float = 0.0) -> None:

@@ -81,11 +81,16 @@ class Bubblewrap:
         self, spec: ContainerSpec, image: StoredImage, on_output: Callable[[str], None]
     ) -> Running:
         """Start a container. Raises EngineError."""
-        root = self._shared.roots.tree(image.layers, image.layer_digests)
+        root = self._shared.roots.borrow(image.layers, image.layer_digests)
         scratch = self._shared.scratch / uuid.uuid4().hex
-        (scratch / "tmp").mkdir(parents=True)
-        (scratch / "tmp").chmod(0o1777)
+
+        def clear() -> None:
+            remove_tree(scratch)
+            self._shared.roots.give_back(root)
+
         try:
+            (scratch / "tmp").mkdir(parents=True)
+            (scratch / "tmp").chmod(0o1777)
             if is_host_image(image.config):
                 parent = self._shared.package_parent()
                 settings = host_settings(spec, root, parent)
@@ -95,9 +100,9 @@ class Bubblewrap:
                 make_directory(root, settings.directory)
                 program, overlay = (self._reading, None) if spec.read_only_root else self._writing
                 mounts = _image_mounts(overlay, scratch, root)
-            return self._start(spec, settings, [program, *mounts], scratch, on_output)
+            return self._start(spec, settings, [program, *mounts], clear, on_output)
         except BaseException:
-            remove_tree(scratch)
+            clear()
             raise
 
     def _start(
@@ -105,7 +110,7 @@ class Bubblewrap:
         spec: ContainerSpec,
         settings: Settings,
         command: list[str],
-        scratch: Path,
+        clear: Callable[[], None],
         on_output: Callable[[str], None],
     ) -> Running:
         try:
@@ -114,7 +119,7 @@ class Bubblewrap:
             raise EngineError(f"memory and CPU limits cannot be set: {exc}") from exc
         try:
             held = _launch(self._shared.spawner, settings, command)
-            container = _Container(held, group, scratch)
+            container = _Container(held, group, clear)
             container.begin(spec.name, on_output)
         except BaseException:
             group.close()
@@ -155,10 +160,10 @@ class _Held:
 class _Container:
     """One container of bubblewrap's."""
 
-    def __init__(self, held: _Held, group: Group, scratch: Path) -> None:
+    def __init__(self, held: _Held, group: Group, clear: Callable[[], None]) -> None:
         self._held = held
         self._group = group
-        self._scratch = scratch
+        self._clear = clear
         self._exit = Exit(_NEVER_RAN)
         self._done = threading.Event()
         self._last_line = ""
@@ -224,7 +229,7 @@ class _Container:
                 self._pidfd = -1
         self._exit = self._judge(records, code)
         self._group.close()
-        remove_tree(self._scratch)
+        self._clear()
         self._done.set()
 
     def _judge(self, records: str, code: int) -> Exit:

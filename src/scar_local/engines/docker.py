@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 LABEL = "scar.cloud"
 """Label of every container here; its value is the data directory of the local cloud."""
+
+IMAGE_LABEL = "scar.supervisor"
+"""Label of every image that `scar init` derived."""
 
 _CONNECT_S = 5
 _TMP = "/tmp"  # noqa: S108 (the container's own)
@@ -102,17 +106,36 @@ class Docker:
         except (docker.errors.DockerException, OSError) as exc:
             raise EngineError(f"containers of an earlier run stay: {_short(exc)}") from exc
 
-    def remove_images(self, keep: Collection[str]) -> None:
-        """Remove what was pulled from here before and is no image (digest) of the registry now."""
+    def remove_images(self, keep: Collection[str], abandoned: bool = False) -> int:
+        """Remove what was pulled from here before and is not to be kept (digests); how many.
+
+        With `abandoned`, also what local clouds left that do not answer any more. Images that a
+        container uses stay.
+        """
         import docker
 
         client = self._connected()
-        prefix = f"{self._address()}/"
+        removed = 0
         with contextlib.suppress(docker.errors.DockerException, OSError):  # it only costs space
-            for image in client.images.list():
-                for name in image.attrs.get("RepoDigests") or ():
-                    if name.startswith(prefix) and name.partition("@")[2] not in keep:
-                        client.images.remove(name)
+            for image in client.api.images():
+                ours = abandoned and IMAGE_LABEL in (image.get("Labels") or {})
+                for name in image.get("RepoDigests") or ():
+                    host, _, rest = name.partition("/")
+                    if host == self._address():
+                        unused = rest.partition("@")[2] not in keep
+                    else:
+                        unused = ours and not _answers(host)
+                    removed += unused and _forget(client, name)
+        return removed
+
+    def disk_bytes(self) -> int:
+        """What all images take on Docker's disk; 0 where it does not say."""
+        import docker
+
+        try:
+            return int(self._connected().df().get("LayersSize") or 0)
+        except (docker.errors.DockerException, OSError):
+            return 0
 
     def _connected(self) -> DockerClient:
         if self._client is None:
@@ -273,6 +296,31 @@ def _remove(client: DockerClient, identifier: str) -> None:
     except docker.errors.APIError as exc:
         if exc.status_code not in (404, 409):  # gone, or being removed
             raise
+
+
+def _forget(client: DockerClient, name: str) -> bool:
+    """Remove a name of an image, with the image when it was the last one."""
+    import docker
+
+    try:
+        client.images.remove(name)
+    except docker.errors.APIError as exc:
+        if exc.status_code not in (404, 409):  # gone, or a container uses it
+            raise
+        return False
+    return True
+
+
+def _answers(host: str) -> bool:
+    """Whether somebody listens there; True for what is not on this machine's loopback."""
+    address, _, port = host.rpartition(":")
+    if address != "127.0.0.1" or not port.isdecimal():
+        return True
+    try:
+        socket.create_connection((address, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _short(exc: BaseException) -> str:

@@ -52,7 +52,14 @@ class HostProcess:
         """Start the process. Raises EngineError."""
         if not is_host_image(image.config):
             raise EngineError("only the image `host` can run as a plain process")
-        layer = self._shared.roots.tree(image.layers, image.layer_digests)
+        layer = self._shared.roots.borrow(image.layers, image.layer_digests)
+        try:
+            return self._run(spec, layer, on_output)
+        except BaseException:
+            self._shared.roots.give_back(layer)
+            raise
+
+    def _run(self, spec: ContainerSpec, layer: Path, on_output: Callable[[str], None]) -> Running:
         directory = self._shared.scratch / uuid.uuid4().hex
         directory.mkdir(parents=True)
         settings = host_settings(spec, layer, self._shared.package_parent())
@@ -68,7 +75,12 @@ class HostProcess:
         except (OSError, ValueError) as exc:
             remove_tree(directory)
             raise EngineError(f"process cannot be started: {exc}") from exc
-        container = _Process(process, group, directory, mark)
+
+        def clear() -> None:
+            remove_tree(directory)
+            self._shared.roots.give_back(layer)
+
+        container = _Process(process, group, clear, mark)
         container.begin(spec.name, on_output)
         return container
 
@@ -81,11 +93,11 @@ class _Process:
     """One process with its descendants."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], group: Group, directory: Path, mark: str
+        self, process: subprocess.Popen[bytes], group: Group, clear: Callable[[], None], mark: str
     ) -> None:
         self._process = process
         self._group = group
-        self._directory = directory
+        self._clear = clear
         self._mark = mark
         self._exit = Exit(0)
         self._done = threading.Event()
@@ -121,7 +133,7 @@ class _Process:
         oom = code != 0 and self._group.oom_killed()
         self._exit = Exit(code, oom, OOM_REASON if oom else "")
         self._group.close()
-        remove_tree(self._directory)
+        self._clear()
         self._done.set()
 
 

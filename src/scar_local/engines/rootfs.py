@@ -19,8 +19,9 @@ import tarfile
 import threading
 import uuid
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, cast
 
@@ -45,6 +46,8 @@ class RootFileSystems:
         directory.chmod(0o700)  # images hold setuid programs
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
+        self._needed: Counter[str] = Counter()
+        self._leaving: set[str] = set()
 
     def tree(self, layers: Sequence[Path], digests: Sequence[str]) -> Path:
         """The root file system of these layers, base first; unpacked when it is not there yet.
@@ -58,24 +61,45 @@ class RootFileSystems:
                 return final
             with self._building() as root:
                 if len(layers) > 1:
-                    base = self._base(layers[:-1], digests[:-1])
-                    link_tree(base, root)
+                    with self._needing(_base_id(digests[:-1])):
+                        link_tree(self._base(layers[:-1], digests[:-1]), root)
                 unpack(layers[-1:], root)
                 add_mount_points(root)
                 root.rename(final)
         return final
 
+    def borrow(self, layers: Sequence[Path], digests: Sequence[str]) -> Path:
+        """`tree`, which nobody takes away until it is given back. Raises EngineError."""
+        name = chain_id(digests)
+        with self._guard:
+            self._needed[name] += 1
+        try:
+            return self.tree(layers, digests)
+        except BaseException:
+            self._release(name)
+            raise
+
+    def give_back(self, root: Path) -> None:
+        """A container on a borrowed root is gone."""
+        self._release(root.name)
+
     def take_unused(self, keep: Collection[tuple[str, ...]]) -> list[Path]:
         """Set aside what belongs to none of the given chains (digests of the layers, base first).
 
-        Call it before containers run, and remove the directories it answers.
+        What is borrowed or just being unpacked stays. Remove the directories it answers.
         """
         wanted = {chain_id(chain) for chain in keep} | {_base_id(chain[:-1]) for chain in keep}
         unused = []
-        for path in list(self._directory.iterdir()):
-            if path.name not in wanted:
-                unused.append(path.rename(self._directory / f"old-{uuid.uuid4().hex}"))
+        with self._guard:
+            for path in list(self._directory.iterdir()):
+                if path.name not in wanted | self._needed.keys() | self._leaving:
+                    unused.append(path.rename(self._directory / f"old-{uuid.uuid4().hex}"))
+            self._leaving |= {path.name for path in unused}
         return unused
+
+    def disk_bytes(self) -> int:
+        """What all of it takes on the disk."""
+        return disk_bytes(self._directory)
 
     def _base(self, layers: Sequence[Path], digests: Sequence[str]) -> Path:
         final = self._directory / _base_id(digests)
@@ -89,9 +113,10 @@ class RootFileSystems:
     @contextmanager
     def _building(self) -> Iterator[Path]:
         root = self._directory / f"new-{uuid.uuid4().hex}"
-        root.mkdir()
         try:
-            yield root
+            with self._needing(root.name):
+                root.mkdir()
+                yield root
         except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError) as exc:
             raise EngineError(f"CannotPullContainerError: layer cannot be unpacked: {exc}") from exc
         finally:
@@ -101,6 +126,21 @@ class RootFileSystems:
     def _lock(self, name: str) -> threading.Lock:
         with self._guard:
             return self._locks.setdefault(name, threading.Lock())
+
+    @contextmanager
+    def _needing(self, name: str) -> Iterator[None]:
+        with self._guard:
+            self._needed[name] += 1
+        try:
+            yield
+        finally:
+            self._release(name)
+
+    def _release(self, name: str) -> None:
+        with self._guard:
+            self._needed[name] -= 1
+            if not self._needed[name]:
+                del self._needed[name]
 
 
 def chain_id(digests: Sequence[str]) -> str:
@@ -192,6 +232,21 @@ def remove_tree(path: Path) -> None:
             if not os.path.islink(child):
                 os.chmod(child, stat.S_IRWXU)
     shutil.rmtree(path)
+
+
+def disk_bytes(directory: Path) -> int:
+    """What a directory takes on the disk; a file of many names counts once."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for folder, names, files in os.walk(directory):
+        for name in (".", *(n for n in names if os.path.islink(os.path.join(folder, n))), *files):
+            with suppress(FileNotFoundError):  # it may go while we look
+                about = os.lstat(os.path.join(folder, name))
+                inode = (about.st_dev, about.st_ino)
+                if about.st_nlink == 1 or stat.S_ISDIR(about.st_mode) or inode not in seen:
+                    total += about.st_blocks * 512
+                    seen.add(inode)
+    return total
 
 
 def locate(root: str, name: str, create: bool = True) -> tuple[str, str]:

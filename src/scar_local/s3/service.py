@@ -91,6 +91,11 @@ class S3:
             "objects": db.execute("SELECT count(*) FROM s3_objects").fetchone()[0],
         }
 
+    def disk_bytes(self) -> int:
+        """The size of all objects, and of the parts of unfinished uploads."""
+        sums = "SELECT sum(size) AS size FROM s3_objects UNION ALL SELECT sum(size) FROM s3_parts"
+        return sum(row["size"] or 0 for row in self._store.read().execute(sums))
+
     def _route(self, call: Call) -> Answer:
         level = "object" if call.key else "bucket" if call.bucket else "service"
         asked = [name for name in call.query if name in self._subresources]
