@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scar.errors import Diagnostic, FdlError, Missing, Place, UserError
+from scar.fdl.migrate import migrate
 from scar.fdl.rules import Fault, FunctionRule
 from scar.fdl.schema import AwsFunction
 from scar.fdl.source import Layer, Loc, from_flags, read_yaml
@@ -18,11 +21,17 @@ from scar.fdl.source import Layer, Loc, from_flags, read_yaml
 FOLDER_VARIABLE = "SCAR_CONFIG_FOLDER"
 TARGET_VARIABLE = "SCAR_TARGET"
 CONFIG_NAME = "scar.cfg"
+BACKUP_NAME = "scar.cfg_old"
 CONFIG_VERSION = "2.0.0"
-"""Of the files this version writes; the reference's (1.x) are read as they are."""
+"""Of the files this version writes; the reference's (1.x) are brought up to it, once."""
+_MAJOR = int(CONFIG_VERSION.partition(".")[0])
 
 MAX_BYTES = 4 << 20
 """No description of functions is larger; a data file named by mistake is."""
+
+
+MAX_IMAGE = 10 * 2**30
+"""Bytes of an image, uncompressed (Lambda quotas); an archive is never larger than its image."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ def folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def read_config(environ: Mapping[str, str] = os.environ) -> Config:
-    """scar.cfg, written with the defaults when there is none.
+    """scar.cfg, written with the defaults when there is none, brought up to date when it is old.
 
     Raises FdlError where it is not JSON, UserError where it cannot be read. A folder that cannot
     be written is a warning: nothing needed is missing.
@@ -57,7 +66,14 @@ def read_config(environ: Mapping[str, str] = os.environ) -> Config:
         text = _read_text(path)
     except Missing:
         return _first_use(path)
-    return Config(_parse(text, str(path)))
+    layer = _parse(text, str(path))
+    version = _version(layer.data)
+    if version is None or version[0] == _MAJOR:
+        return Config(layer)
+    if version[0] > _MAJOR:
+        told = f"`{path}` is of a newer version of SCAR: this one may not know all its keys"
+        return Config(layer, (Diagnostic(told, hint="update SCAR", severity="warning"),))
+    return _migrated(path, text, layer)
 
 
 def read_environment(environ: Mapping[str, str] = os.environ) -> Layer:
@@ -89,7 +105,7 @@ def files_exist(base: Path) -> FunctionRule:
             faults += _file_faults(base, getattr(part, key), (*at, "lambda", key))
         archive = part.container.image_file
         if archive is None or not (base / archive / "index.json").exists():  # an OCI layout
-            faults += _file_faults(base, archive, (*at, "lambda", "container", "image_file"))
+            faults += _archive_faults(base, archive, (*at, "lambda", "container", "image_file"))
         if part.extra_payload is not None and not (base / part.extra_payload).exists():
             hint = f"looked in `{base}`"
             loc: Loc = (*at, "lambda", "extra_payload")
@@ -97,6 +113,14 @@ def files_exist(base: Path) -> FunctionRule:
         return faults
 
     return rule
+
+
+def _archive_faults(base: Path, named: str | None, loc: Loc) -> list[Fault]:
+    faults = _file_faults(base, named, loc)
+    if named is not None and not faults and (size := (base / named).stat().st_size) > MAX_IMAGE:
+        told = f"`{named}` has {size / 1e9:.1f} GB, Lambda takes images of at most 10 GB"
+        faults.append(Fault(loc, told, "leave out what the script does not need"))
+    return faults
 
 
 def _file_faults(base: Path, named: str | None, loc: Loc) -> list[Fault]:
@@ -189,15 +213,75 @@ def _first_use(path: Path) -> Config:
     return Config(layer)
 
 
-def _write_new(path: Path, text: str) -> None:
-    """Whole or not at all, and never over the file of a command that was faster."""
+def _version(data: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """`scar.config_version` as numbers; None where it is not given or no version."""
+    its = data.get("scar")
+    given = its.get("config_version") if isinstance(its, Mapping) else None
+    return _numbers(given) if isinstance(given, str) else None
+
+
+def _numbers(version: str) -> tuple[int, ...] | None:
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,6}){0,3}", version):
+        return None
+    return tuple(map(int, version.split(".")))
+
+
+def _migrated(path: Path, text: str, layer: Layer) -> Config:
+    """The file of an older version rewritten for this one; the old one is kept beside it."""
+    written = json.dumps(migrate(layer.data, CONFIG_VERSION), indent=2, ensure_ascii=False) + "\n"
+    try:
+        backup = _backup(path, text)
+        _replace(path, written)
+    except OSError as exc:
+        why = (exc.strerror or str(exc)).lower()
+        told = (
+            f"`{path}` is of an older version and cannot be rewritten: {why}; it is read as it is"
+        )
+        return Config(layer, (Diagnostic(told, severity="warning"),))
+    told = f"`{path}` is now of version {CONFIG_VERSION}; the old one is `{backup.name}` beside it"
+    hint = "your values are in both"
+    return Config(_parse(written, str(path)), (Diagnostic(told, hint=hint, severity="warning"),))
+
+
+def _backup(path: Path, text: str) -> Path:
+    """A copy of the old file under a name that is still free."""
+    for number in range(1, 100):
+        backup = path.with_name(BACKUP_NAME + (f".{number}" if number > 1 else ""))
+        try:
+            _write_new(backup, text, must_be_new=True)
+        except FileExistsError:
+            continue
+        return backup
+    raise FileExistsError(f"too many files `{BACKUP_NAME}`")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Whole or not at all; where the file is a link, what it leads to."""
+    target = path.resolve()
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f"{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    except OSError:
+        os.unlink(temporary)
+        raise
+
+
+def _write_new(path: Path, text: str, *, must_be_new: bool = False) -> None:
+    """Whole or not at all, and never over the file of a command that was faster.
+
+    Raises FileExistsError where it is there already and `must_be_new`.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         os.link(temporary, path)
     except FileExistsError:
-        return
+        if must_be_new:
+            raise
     finally:
         os.unlink(temporary)
 
@@ -205,7 +289,7 @@ def _write_new(path: Path, text: str) -> None:
 def _defaults() -> dict[str, Any]:
     """What users most often set once for all their functions, at the language's own defaults."""
     whole = AwsFunction.model_validate({"lambda": {"name": "x"}}).model_dump(
-        mode="json", by_alias=True, exclude_none=True
+        by_alias=True, exclude_none=True
     )
     chosen = ("boto_profile", "memory", "timeout", "execution_mode", "log_level")
     return {

@@ -99,6 +99,15 @@ def overlay(below: Data, above: Data) -> dict[str, Any]:
     return result
 
 
+def modern(item: Any) -> Any:
+    """One layer's function with every key where it is now; a key that is in both places stays."""
+    for old, new in MOVED:
+        if _has(item, old) and not _has(item, new) and _has_room(item, new[:-1]):
+            item, value = _without(item, old)
+            item = overlay(item, _nested(new, value))
+    return item
+
+
 @dataclass(frozen=True)
 class Sources:
     """All layers of one command, weakest first: scar.cfg, FDL, environment, flags."""
@@ -160,8 +169,8 @@ class Sources:
     def _item(self, item: Any) -> Any:
         if not isinstance(item, Mapping):
             return item
-        below: Any = _modern(self.config.data.get("aws", {}))
-        for above in (_modern(item), self.flags.data.get("aws", {})):
+        below: Any = modern(self.config.data.get("aws", {}))
+        for above in (modern(item), self.flags.data.get("aws", {})):
             if isinstance(below, Mapping) and isinstance(above, Mapping):
                 below = _one_image(below, above)
             below = _laid(below, above)
@@ -197,15 +206,6 @@ def _laid(below: Any, above: Any) -> Any:
     if isinstance(below, Mapping) and isinstance(above, Mapping):
         return overlay(below, above)
     return above
-
-
-def _modern(item: Any) -> Any:
-    """One layer's function with every key where it is now; a key that is in both places stays."""
-    for old, new in MOVED:
-        if _has(item, old) and not _has(item, new) and _has_room(item, new[:-1]):
-            item, value = _without(item, old)
-            item = overlay(item, _nested(new, value))
-    return item
 
 
 def _old_spellings(path: Loc) -> Iterator[Loc]:

@@ -1,17 +1,25 @@
-"""AWS's limits, checked before anything is touched. Pure.
+"""AWS's limits on counts and bytes, checked before anything is touched. Pure.
 
-What the language itself can tell is told by `scar.fdl`, with its place.
+What a single key can break is told by the language's own bounds. Limits that cannot be met by
+what a user writes are not here: scripts, variables of the container and extra payload travel in
+the image (10 GB) and not in the function (4 KB of variables) or the job definition (24 KiB); an
+event that is too large for a job's overrides (8,192 characters) travels through the deployment
+bucket.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from itertools import combinations
 
 from scar.errors import Diagnostic
+from scar.fdl.rules import Described, DescribedRule, Fault, FunctionRule
 from scar.fdl.schema import AwsFunction, Deployment
+from scar.fdl.source import Loc, dotted
 from scar.plan.desired import filters, object_path
+from scar.plan.resources import TAG_CREATED_BY, TAG_FUNCTION, TAG_OWNER
 
 ENVIRONMENT_LIMIT_BYTES = 4096
 """Names and values of a function's variables together (Lambda quotas)."""
@@ -19,62 +27,129 @@ ENVIRONMENT_LIMIT_BYTES = 4096
 TAGS_LIMIT = 40
 """The user's tags of one function: Lambda allows 50, ours included."""
 
+TAG_KEY_LIMIT, TAG_VALUE_LIMIT = 128, 256
+"""Characters (Lambda API, Tags)."""
+
+IMAGE_LIMIT = 255
+"""Characters of an image's reference in a job definition (Batch API, ContainerProperties)."""
+
+COMPUTE_ENVIRONMENTS_LIMIT = 50
+"""Compute environments, and queues, of an account in one region (Batch quotas)."""
+
 ECR_IMAGE = re.compile(r"\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/.+")
+
+_OUR_TAGS = (TAG_CREATED_BY, TAG_OWNER, TAG_FUNCTION)
 
 
 def check(deployment: Deployment) -> list[Diagnostic]:
     """Every limit that `deployment` would break, in the order of the FDL."""
     functions = deployment.functions.aws
-    found = [d for n, function in enumerate(functions) for d in _of_function(n, function)]
-    return [*found, *_overlaps(functions)]
+    described = Described(dict(enumerate(functions)), target=deployment.scar.target)
+    found = [
+        fault
+        for n, function in enumerate(functions)
+        for rule in FUNCTION_RULES
+        for fault in rule(function, ("functions", "aws", n), deployment.scar.target)
+    ]
+    found += [fault for across in DESCRIBED_RULES for fault in across(described)]
+    return [Diagnostic(f.summary, dotted(f.loc), hint=f.hint, severity=f.severity) for f in found]
 
 
-def _of_function(n: int, function: AwsFunction) -> Iterator[Diagnostic]:
-    where = f"functions.aws[{n}]"
-    yield from _function(where, function)
-    yield from _image(where, function)
-
-
-def _function(where: str, function: AwsFunction) -> Iterator[Diagnostic]:
-    its = function.lambda_
-    variables = its.environment.Variables
+def variables_fit(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
+    """Lambda's own variables are few; those of the container travel in the image."""
+    variables = function.lambda_.environment.Variables
     size = sum(len(k.encode()) + len(v.encode()) for k, v in variables.items())
     if size > ENVIRONMENT_LIMIT_BYTES:
-        yield Diagnostic(
+        yield Fault(
+            (*at, "lambda", "environment", "Variables"),
             f"the function's variables take {size} bytes, Lambda allows {ENVIRONMENT_LIMIT_BYTES}",
-            f"{where}.lambda.environment.Variables",
-            hint="put them in `lambda.container.environment`: those travel in the image",
+            "put them in `lambda.container.environment`: those travel in the image",
+            is_about_key=True,
         )
-    if len(its.tags) > TAGS_LIMIT:
-        yield Diagnostic(f"at most {TAGS_LIMIT} tags, got {len(its.tags)}", f"{where}.lambda.tags")
 
 
-def _image(where: str, function: AwsFunction) -> Iterator[Diagnostic]:
-    container = function.lambda_.container
-    if not container.create_image and not ECR_IMAGE.fullmatch(container.image or ""):
-        yield Diagnostic(
+def tags_fit(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
+    """Lambda's limits on tags, and the tags that are SCAR's own."""
+    tags, loc = function.lambda_.tags, (*at, "lambda", "tags")
+    if len(tags) > TAGS_LIMIT:
+        yield Fault(
+            loc, f"at most {TAGS_LIMIT} tags, got {len(tags)}", "remove some", is_about_key=True
+        )
+    for key, value in tags.items():
+        if not 1 <= len(key) <= TAG_KEY_LIMIT:
+            summary = f"a tag's name has 1 to {TAG_KEY_LIMIT} characters, got {len(key)}"
+            yield Fault((*loc, key), summary, is_about_key=True)
+        elif key.lower().startswith("aws:"):
+            summary = f"tag `{key}` is reserved: names that start with `aws:` are AWS's own"
+            yield Fault((*loc, key), summary, "choose another name", is_about_key=True)
+        elif key in _OUR_TAGS or key.startswith("scar:"):
+            summary = f"tag `{key}` is reserved: SCAR finds its functions by it"
+            yield Fault((*loc, key), summary, "choose another name", is_about_key=True)
+        if len(value) > TAG_VALUE_LIMIT:
+            summary = f"a tag has at most {TAG_VALUE_LIMIT} characters, `{key}` has {len(value)}"
+            yield Fault((*loc, key), summary)
+
+
+def prepared_image_is_usable(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
+    """`create_image: false`: Lambda and Batch take the image from where it is."""
+    container, loc = function.lambda_.container, (*at, "lambda", "container", "image")
+    image = container.image or ""
+    if container.create_image:
+        return
+    if not ECR_IMAGE.fullmatch(image):
+        yield Fault(
+            loc,
             "with `create_image: false` the image must be in ECR, Lambda takes it from there",
-            f"{where}.lambda.container.image",
-            hint="name it <account>.dkr.ecr.<region>.amazonaws.com/<repository>:<tag>,"
+            "name it <account>.dkr.ecr.<region>.amazonaws.com/<repository>:<tag>,"
             " or remove `create_image`",
         )
+    elif function.lambda_.execution_mode != "lambda" and len(image) > IMAGE_LIMIT:
+        yield Fault(
+            loc,
+            f"Batch allows {IMAGE_LIMIT} characters for an image's name, got {len(image)}",
+            "remove `create_image`: SCAR's own copy has a short name",
+        )
 
 
-def _overlaps(functions: tuple[AwsFunction, ...]) -> Iterator[Diagnostic]:
+def inputs_stay_apart(described: Described) -> Iterator[Fault]:
     """S3 refuses two notifications for the same kind of event whose filters overlap."""
     every = [
-        (n, *object_path(part.path)[:1], filters(part))
-        for n, function in enumerate(functions)
-        for part in function.lambda_.input
+        (n, i, object_path(part.path)[0], filters(part))
+        for n, function in described.functions.items()
+        for i, part in enumerate(function.lambda_.input)
     ]
-    for (n, bucket, some), (m, other_bucket, others) in combinations(every, 2):
+    for (n, _, bucket, some), (m, i, other_bucket, others) in combinations(every, 2):
         if bucket == other_bucket and any(_meet(one, other) for one in some for other in others):
-            names = " and ".join(f"`{functions[i].lambda_.name}`" for i in sorted({n, m}))
-            yield Diagnostic(
-                f"inputs of {names} overlap: S3 allows one trigger for an object",
-                f"functions.aws[{m}].lambda.input",
-                hint="give them different paths, or different suffixes",
+            names = " and ".join(
+                f"`{described.functions[one].lambda_.name}`" for one in sorted({n, m})
             )
+            yield Fault(
+                ("functions", "aws", m, "lambda", "input", i, "path"),
+                f"inputs of {names} overlap: S3 allows one trigger for an object",
+                "give them different paths, or different suffixes",
+            )
+
+
+def compute_environments_fit(described: Described) -> Iterator[Fault]:
+    """Functions that ask for the same hardware share a compute environment and its queue."""
+    seen: set[str] = set()
+    for n, function in described.functions.items():
+        if function.lambda_.execution_mode == "lambda":
+            continue
+        batch = function.batch
+        seen.add(json.dumps([batch.compute_resources.model_dump(), batch.service_role]))
+        if len(seen) > COMPUTE_ENVIRONMENTS_LIMIT:
+            yield Fault(
+                ("functions", "aws", n, "batch", "compute_resources"),
+                f"the file asks for more than {COMPUTE_ENVIRONMENTS_LIMIT} different compute "
+                "environments, which is all that Batch allows in a region",
+                "give functions the same `compute_resources`: they share one",
+            )
+            return
+
+
+FUNCTION_RULES: tuple[FunctionRule, ...] = (variables_fit, tags_fit, prepared_image_is_usable)
+DESCRIBED_RULES: tuple[DescribedRule, ...] = (inputs_stay_apart, compute_environments_fit)
 
 
 def _meet(one: tuple[str, str], other: tuple[str, str]) -> bool:
