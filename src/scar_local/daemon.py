@@ -11,11 +11,13 @@ import fcntl
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,6 @@ def run(data: Path, port: int | None = None, environ: Mapping[str, str] = os.env
     free one. When it answers, it prints `cloud.json` as one line; stdout and stderr then go to
     `daemon.log`. Raises CannotStart.
     """
-    stop = threading.Event()
     data = data.absolute()
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Never closed: the kernel lets go of it when all else of this process is over, so that whoever
@@ -69,12 +70,16 @@ def run(data: Path, port: int | None = None, environ: Mapping[str, str] = os.env
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    cloud = _Cloud(data, _wanted_port(port, environ), _last_port(data), stop.set)
+    # Not an Event: when another thread takes the signal, one that waits for a lock sleeps on.
+    asked, ask = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    stop = partial(os.write, ask, b"\0")
+    cloud = _Cloud(data, _wanted_port(port, environ), _last_port(data), stop)
+    signal.set_wakeup_fd(ask, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: None)
     cloud.start()
     _announce(cloud.about, data)
-    while not stop.wait(SWEEP_EVERY_S):
+    while not select.select([asked], [], [], SWEEP_EVERY_S)[0]:
         cloud.logs.sweep()
     _log.info("stopping")
     cloud.stop()
@@ -84,7 +89,7 @@ class _Cloud:
     """All services of one data directory, and the server in front of them."""
 
     def __init__(
-        self, data: Path, port: int | None, last_port: int, stop: Callable[[], None]
+        self, data: Path, port: int | None, last_port: int, stop: Callable[[], object]
     ) -> None:
         self._server = _bind(port, last_port, self._answer)
         url = f"http://127.0.0.1:{self._server.server_port}"

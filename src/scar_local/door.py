@@ -63,7 +63,7 @@ class Control:
     """What `/_scar/` answers: a state of the daemon, and how to stop it."""
 
     status: Callable[[], Mapping[str, object]]
-    stop: Callable[[], None]
+    stop: Callable[[], object]
     more: Mapping[tuple[str, str], Callable[[], Mapping[str, object]]] = field(default_factory=dict)
     """What else it answers, by method and path."""
 
