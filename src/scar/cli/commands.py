@@ -7,7 +7,7 @@ import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from scar.aws.functions import list_functions
 from scar.aws.gateway import endpoint_of
 from scar.cli import render
 from scar.cli.arguments import Options
+from scar.cli.described import complete_rules, describe, given_name, names_of, places, read_config
 from scar.errors import (
     ApplyError,
     Diagnostic,
@@ -28,8 +29,8 @@ from scar.errors import (
     ScarError,
     UserError,
 )
-from scar.fdl.load import NO_RULES, Rules, load
-from scar.fdl.schema import AwsFunction, Deployment, Functions, bucket_fault
+from scar.fdl.load import NO_RULES, load
+from scar.fdl.schema import AwsFunction, Deployment, bucket_fault
 from scar.fdl.source import Layer, Sources
 from scar.plan.diff import Step, Verb
 from scar.plan.resources import Function
@@ -50,8 +51,8 @@ def run_command(options: Options) -> None:
 
 def init(options: Options) -> None:
     """Deploy, or update what is deployed."""
-    described = _described(options, Rules(), checks_files=True)
-    deployment = _only(described.deployment, described.name)
+    described = describe(options, complete_rules)
+    deployment = described.chosen()
     account = _account_of(deployment)
     uploads = render.Uploads()
     prepared = deploy.prepare(deployment, described.base, account, render.talk, uploads)
@@ -61,11 +62,11 @@ def init(options: Options) -> None:
         render.plan(steps, as_json=as_json)
         return
     file = options.values.conf_file
-    undo = f"`scar rm -f {file}`" if file else f"`scar rm -n {_names(deployment)[0]}`"
+    undo = f"`scar rm -f {file}`" if file else f"`scar rm -n {names_of(deployment)[0]}`"
     with _told_how_to_go_on(undo), render.stepping(len(steps), uploads) as on_step:
         deploy.carry_out(prepared, on_step)
     _preheat(account, deployment, steps)
-    names = _names(deployment)
+    names = names_of(deployment)
     urls = _urls(deployment, account)
     render.deployed(names, steps, urls, _following(deployment), as_json=as_json)
 
@@ -157,10 +158,10 @@ def rm(options: Options) -> None:
         names = [info.name for info in list_functions(account)]
         prepared = deploy.prepare_removal(None, account)
     elif values.conf_file is not None:
-        described = _described(options, NO_RULES)
-        deployment = _only(described.deployment, described.name)
+        described = describe(options)
+        deployment = described.chosen()
         account = _account_of(deployment)
-        names = _deployed(_names(deployment), account)
+        names = _deployed(names_of(deployment), account)
         prepared = deploy.prepare_removal(names, account)
     else:
         account, names = _account(options), [_named(options)]
@@ -231,48 +232,14 @@ _COMMANDS: dict[str, Callable[[Options], None]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Described:
-    """What an FDL file, or the flags of `init`, describe."""
-
-    deployment: Deployment
-    base: Path
-    """The folder that scripts are relative to."""
-    name: str | None
-    """The function picked with `-n` beside `-f`."""
-
-
-def _described(options: Options, rules: Rules, *, checks_files: bool = False) -> _Described:
-    file = options.values.conf_file
-    read = _config()
-    fdl = config.read_fdl(Path(file)) if file is not None else None
-    flags = Layer(options.settings, _places(options))
-    name = None
-    if fdl is not None:
-        # Beside -f, -n picks a function; it does not name one.
-        name = _given_name(options)
-        flags = _without_name(flags)
-    base = Path(file).absolute().parent if file is not None else Path.cwd()
-    if checks_files:
-        rules = Rules((*rules.of_function, config.files_exist(base)), rules.across)
-    loaded = load(Sources(read, fdl, config.read_environment(), flags), rules)
-    render.warnings(loaded.warnings)
-    if file is not None and not loaded.deployment.functions.aws:
-        raise UserError(f"`{file}` describes no functions", "list them under `functions: {aws: …}`")
-    names = _names(loaded.deployment)
-    if name is not None and name not in names:
-        raise UserError(f"no function `{name}` in `{file}`", f"it has: {', '.join(names)}")
-    return _Described(loaded.deployment, base, name)
-
-
 def _one_function(options: Options) -> tuple[str, Account, AwsFunction | None]:
     """The function that `run` and `log` are about, and where it is."""
     file = options.values.conf_file
     if file is None:
         return _named(options), _account(options), None
-    described = _described(options, NO_RULES)
-    deployment = _only(described.deployment, described.name)
-    names = _names(deployment)
+    described = describe(options)
+    deployment = described.chosen()
+    names = names_of(deployment)
     if len(names) > 1:
         raise UserError(
             f"`{file}` describes {len(names)} functions", f"add `-n NAME`: {', '.join(names)}"
@@ -282,7 +249,7 @@ def _one_function(options: Options) -> tuple[str, Account, AwsFunction | None]:
 
 def _account(options: Options) -> Account:
     """The account for commands without an FDL: only where to go is taken from scar.cfg."""
-    read = _config()
+    read = read_config()
     aws = read.data.get("aws")
     if isinstance(aws, dict):
         its = aws.get("lambda")
@@ -290,7 +257,7 @@ def _account(options: Options) -> Account:
         if isinstance(its, dict):
             kept = {key: its[key] for key in ("boto_profile", "region") if key in its}
         read = replace(read, data={**read.data, "aws": {"lambda": kept} if "lambda" in aws else {}})
-    flags = Layer(options.settings, _places(options))
+    flags = Layer(options.settings, places(options))
     given = options.settings.get("aws", {}).get("lambda", {})
     flags = replace(flags, data={**flags.data, "aws": {"lambda": {"name": "any", **given}}})
     loaded = load(Sources(read, None, config.read_environment(), flags), NO_RULES)
@@ -309,42 +276,10 @@ def _account_of(deployment: Deployment) -> Account:
     return connect(Target("aws", None, profile, part.region))
 
 
-def _config() -> Layer:
-    read = config.read_config()
-    render.warnings(read.warnings)
-    return read.layer
-
-
-def _places(options: Options) -> dict[tuple[str | int, ...], Place]:
-    return {loc: Place(flag) for loc, flag in options.flags.items()}
-
-
-def _given_name(options: Options) -> str | None:
-    name = options.settings.get("aws", {}).get("lambda", {}).get("name")
-    return str(name) if name is not None else None
-
-
 def _named(options: Options) -> str:
-    name = _given_name(options)
+    name = given_name(options)
     assert name is not None, "arguments.parse asks for a name or a file"
     return name
-
-
-def _without_name(flags: Layer) -> Layer:
-    aws = flags.data.get("aws", {})
-    part = {key: value for key, value in aws.get("lambda", {}).items() if key != "name"}
-    return replace(flags, data={**flags.data, "aws": {**aws, "lambda": part}})
-
-
-def _only(deployment: Deployment, name: str | None) -> Deployment:
-    if name is None:
-        return deployment
-    kept = tuple(f for f in deployment.functions.aws if f.lambda_.name == name)
-    return deployment.model_copy(update={"functions": Functions(aws=kept)})
-
-
-def _names(deployment: Deployment) -> list[str]:
-    return [function.lambda_.name for function in deployment.functions.aws]
 
 
 def _deployed(names: list[str], account: Account) -> list[str]:
@@ -482,7 +417,7 @@ def _following(deployment: Deployment) -> str:
             return f"scar {where}put -b {path.path} -p FILE"
         if function.api_gateway.name is not None:
             return f"scar {where}invoke -n {function.lambda_.name}"
-    return f"scar {where}run -n {_names(deployment)[0]}"
+    return f"scar {where}run -n {names_of(deployment)[0]}"
 
 
 @contextmanager
