@@ -62,13 +62,18 @@ def run(  # noqa: PLR0913  # one flag of the command each
         if is_absent(exc):
             raise not_deployed(account, name) from exc
         raise
-    if answer.error:
-        raise _failure(name, answer)
-    result = _result(name, answer, asynchronous)
+    result = result_of(name, answer, asynchronous)
     if result.job_id is not None:
         on_delegated(result.job_id)
         _wait(account, result.job_id, result.request_id, on_log)
     return result
+
+
+def result_of(name: str, answer: Invoked, asynchronous: bool) -> RunResult:
+    """What an answer of function `name` says. Raises FunctionFailed where it tells of a failure."""
+    if answer.error:
+        raise _failure(name, answer)
+    return _result(name, answer, asynchronous)
 
 
 def _payload(script: bytes | None, arguments: Sequence[str], asynchronous: bool) -> bytes:

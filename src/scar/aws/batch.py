@@ -33,6 +33,9 @@ PAUSE_S = 1.0
 
 LOCAL_PAUSE_S = 0.2
 
+_STREAMS = 100
+"""Jobs of one DescribeJobs, streams of one FilterLogEvents."""
+
 ENDED = ("SUCCEEDED", "FAILED")
 
 
@@ -48,6 +51,8 @@ class Job:
     log_streams: tuple[str, ...]
     """One an attempt that has started, oldest first."""
     log_group: str
+    size: int | None = None
+    """Children of an array; None for any other job."""
 
     @property
     def has_ended(self) -> bool:
@@ -309,8 +314,18 @@ def follow_job(account: Account, job_id: str, on_log: Callable[[str], None]) -> 
 
 
 def log_of(account: Account, its: Job) -> Iterator[StoredEvent]:
-    """What a job has written so far, all attempts, oldest first."""
-    if its.log_streams:
+    """What a job has written so far, all attempts, oldest first; of an array all children."""
+    if its.size:
+        ids = [f"{its.id}:{index}" for index in range(its.size)]
+        for start in range(0, len(ids), _STREAMS):
+            with speaking_to("batch"):
+                answer = account.client("batch").describe_jobs(jobs=ids[start : start + _STREAMS])
+            children = [_job(one) for one in answer["jobs"]]
+            streams = [stream for child in children for stream in child.log_streams]
+            group = its.log_group or batch_log_group(its.name)
+            for first in range(0, len(streams), _STREAMS):
+                yield from events(account, group, streams=streams[first : first + _STREAMS])
+    elif its.log_streams:
         group = its.log_group or batch_log_group(its.name)
         yield from events(account, group, streams=its.log_streams)
 
@@ -345,6 +360,7 @@ def _job(its: JobDetailTypeDef) -> Job:
         reason="; ".join(dict.fromkeys(one for one in reasons if one)),
         log_streams=tuple(dict.fromkeys(one for one in streams if one)),
         log_group=options.get("awslogs-group", ""),
+        size=its.get("arrayProperties", {}).get("size"),
     )
 
 

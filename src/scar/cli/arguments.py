@@ -126,12 +126,19 @@ _SUMMARIES = {
     "get": "download objects of a bucket",
     "ls": "list functions, or a bucket's objects",
     "log": "show a function's log, and its jobs'",
+    "ps": "list invocations and jobs: state, age, duration, exit code, why they wait",
+    "wait": "wait until jobs have ended",
+    "stop": "end jobs",
+    "explain": "say why a job is as it is, and what to do",
     "rm": "remove functions and what belongs to them",
     "local": "the local cloud: start, stop, status, prune, reset",
 }
 _EXAMPLES = {
     "init": "scar init -f video.yaml\n  scar --local init -n cow -i host -s cow.sh --plan",
-    "run": "scar run -n cow\n  scar run -n cow -s other.sh\n  scar run -n cow ls -la /tmp",
+    "run": (
+        "scar run -n cow\n  scar run -n cow -s other.sh\n  scar run -n cow ls -la /tmp\n"
+        "  scar run -n split --all --wait\n  scar run -n split --retry-failed --wait"
+    ),
     "invoke": (
         "scar invoke -n cow\n  scar invoke -n cow -db image.jpg -o cow.txt\n"
         """  scar invoke -n cow -jd '{"say": "moo"}' -p '{"colour": "brown"}'"""
@@ -140,6 +147,10 @@ _EXAMPLES = {
     "get": "scar get -b video/output -p results",
     "ls": "scar ls\n  scar ls -b video/output",
     "log": "scar log -n split --follow\n  scar log -f video.yaml -n split -ri 6f1c…",
+    "ps": "scar ps -n split\n  scar ps -f video.yaml",
+    "wait": "scar wait -n split\n  scar wait 1f0c… --timeout 600",
+    "stop": "scar stop 1f0c…\n  scar stop -n split --waiting",
+    "explain": "scar explain 1f0c…\n  scar explain 1f0c…:7",
     "rm": "scar rm -f video.yaml\n  scar rm -n cow --plan",
     "local": "scar local status\n  scar local reset --yes",
 }
@@ -249,9 +260,21 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "-ib",
         "--input-bucket",
         metavar="BUCKET[/PREFIX]",
-        help="once for each object: not in this version yet",
+        help="once for each object there; in mode `batch` as one array job",
     )
-    parser.add_argument("--all", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--all", action="store_true", help="once for each object of its own input bucket"
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="what failed in the last of such runs"
+    )
+    parser.add_argument("--wait", action="store_true", help="for the end of such a run")
+    parser.add_argument(
+        "--concurrency",
+        metavar="COUNT",
+        type=_count,
+        help="invocations at a time in such a run; default 32",
+    )
     parser.add_argument(
         "-a", "--asynchronous", action="store_true", help="do not wait for the output"
     )
@@ -306,6 +329,45 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", action="store_true", help="go on with what is written from now")
 
 
+def _add_ps(parser: argparse.ArgumentParser) -> None:
+    _add(parser, _NAME)
+    _add_fdl(parser)
+    parser.add_argument("-a", "--all", action="store_true", help="all functions of yours")
+
+
+def _add_wait(parser: argparse.ArgumentParser) -> None:
+    _add_jobs(parser)
+    parser.add_argument(
+        "-t", "--timeout", metavar="SECONDS", type=_count, help="give up after that time"
+    )
+
+
+def _add_stop(parser: argparse.ArgumentParser) -> None:
+    _add_jobs(parser)
+    parser.add_argument(
+        "--waiting", action="store_true", help="only those that do not run yet (CancelJob)"
+    )
+    parser.add_argument(
+        "--reason", metavar="TEXT", default="stopped by scar stop", help="kept with the jobs"
+    )
+
+
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("jobs", nargs="*", metavar="JOB", help="ids, as `scar ps` shows them")
+    _add(parser, _NAME)
+    _add_fdl(parser)
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB", help="id of a job, an array, or a child (ID:INDEX)")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got `{text}`")
+    return int(text)
+
+
 def _add_rm(parser: argparse.ArgumentParser) -> None:
     _add(parser, _NAME)
     _add_fdl(parser)
@@ -335,6 +397,10 @@ _ADD = {
     "get": _add_get,
     "ls": _add_ls,
     "log": _add_log,
+    "ps": _add_ps,
+    "wait": _add_wait,
+    "stop": _add_stop,
+    "explain": _add_explain,
     "rm": _add_rm,
     "local": _add_local,
 }
@@ -362,12 +428,18 @@ def _check(command: str, values: argparse.Namespace) -> None:
         for flag, given in (
             ("-n", hasattr(values, _NAME.long)),
             ("-f", getattr(values, "conf_file", None) is not None),
-            ("-a", command == "rm" and values.all),
+            ("-a", command in ("rm", "ps") and values.all),
+            ("JOB", bool(getattr(values, "jobs", ()))),
         )
         if given
     ]
-    if command in ("run", "invoke", "log", "rm") and not named:
-        every = ", or `-a` for all of yours" if command == "rm" else ""
+    if command in ("wait", "stop") and len(named) != 1:
+        raise UserError(
+            f"`scar {command}` needs to know the jobs",
+            "give their ids, or `-n NAME` or `-f FILE` for all that have not ended",
+        )
+    if command in ("run", "invoke", "log", "ps", "rm") and not named:
+        every = ", or `-a` for all of yours" if command in ("ps", "rm") else ""
         raise UserError(
             f"`scar {command}` needs to know the function", f"add `-n NAME` or `-f FILE`{every}"
         )
@@ -380,16 +452,37 @@ def _check(command: str, values: argparse.Namespace) -> None:
 
 
 def _check_run(values: argparse.Namespace) -> None:
-    if values.all or values.input_bucket is not None:
-        flag = "--all" if values.all else "--input-bucket"
-        raise UserError(
-            f"`scar run {flag}` is not in this version of SCAR yet",
-            "`scar put` an object into the input bucket: that triggers the function",
-        )
     if values.arguments[:1] == ["--"]:
         del values.arguments[0]
+    _check_bulk(values)
     if values.asynchronous and values.output_file is not None:
         raise UserError("`-o` needs the output, `-a` does not wait for it", "keep one of them")
+
+
+def _check_bulk(values: argparse.Namespace) -> None:
+    """A run for many objects, and the flags that only such a run has."""
+    asked = [
+        flag
+        for flag, given in (
+            ("--all", values.all),
+            ("--input-bucket", values.input_bucket is not None),
+            ("--retry-failed", values.retry_failed),
+        )
+        if given
+    ]
+    if len(asked) > 1:
+        raise UserError(f"`{asked[0]}` and `{asked[1]}` exclude each other", "keep one of them")
+    if not asked:
+        for flag, given in (("--wait", values.wait), ("--concurrency", values.concurrency)):
+            if given:
+                raise UserError(f"`{flag}` is for runs over many objects", "add `--all`")
+        return
+    if values.output_file is not None:
+        raise UserError(f"`-o` is for one output, `{asked[0]}` gives many", "remove `-o`")
+    if values.wait and values.asynchronous:
+        raise UserError("`--wait` waits, `-a` does not", "keep one of them")
+    if values.retry_failed and (values.arguments or values.run_script is not None):
+        raise UserError("`--retry-failed` runs again what was run", "remove the script or command")
 
 
 def _check_invoke(values: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scar import config, deploy, endpoint, invoke, local, logs, storage
+from scar import bulk, config, deploy, endpoint, invoke, local, logs, storage, work
 from scar.aws.account import Account, Target, connect
 from scar.aws.functions import list_functions
 from scar.aws.gateway import endpoint_of
@@ -35,7 +36,7 @@ from scar.fdl.source import Layer, Sources
 from scar.plan.diff import Step, Verb
 from scar.plan.resources import Function
 
-_RECOMMENDED = re.compile(r"\bscar (?=(init|run|invoke|put|get|ls|log|rm)\b)")
+_RECOMMENDED = re.compile(r"\bscar (?=(init|run|invoke|put|get|ls|log|ps|wait|stop|explain|rm)\b)")
 
 
 def run_command(options: Options) -> None:
@@ -76,6 +77,9 @@ def run(options: Options) -> None:
     values = options.values
     output = _output_file(values)
     script = None
+    if values.all or values.retry_failed or values.input_bucket is not None:
+        _run_many(options)
+        return
     if values.run_script is not None:
         script = _script(Path(values.run_script), values.run_script)
     name, account, function = _one_function(options)
@@ -92,6 +96,35 @@ def run(options: Options) -> None:
     if output is not None:
         output.write_bytes(result.output)
     render.ran(result, as_json=values.json, shows_output=output is None)
+
+
+def _run_many(options: Options) -> None:
+    """Run the function for every object."""
+    values = options.values
+    path = None
+    if values.input_bucket is not None:
+        path = _checked_path(str(values.input_bucket), "--input-bucket")
+    script = None
+    if values.run_script is not None:
+        script = _script(Path(values.run_script), values.run_script)
+    name, account, _ = _one_function(options)
+    wanted = bulk.Wanted(
+        path=path,
+        script=script,
+        arguments=values.arguments,
+        retries_failed=values.retry_failed,
+        waits=values.wait,
+        concurrency=values.concurrency or bulk.CONCURRENCY,
+    )
+    with render.counting() as on_progress:
+        outcome = bulk.run(account, name, wanted, on_progress)
+    render.ran_many(outcome, as_json=values.json)
+    if outcome.failures:
+        raise FunctionFailed(
+            f"{len(outcome.failures)} of {outcome.total} runs of function `{name}` failed",
+            outcome.failures[0].id,
+            hint=f"`scar run -n {name} --retry-failed --wait` runs those again",
+        )
 
 
 def call(options: Options) -> None:
@@ -147,6 +180,49 @@ def log(options: Options) -> None:
     events = read(account, name, stream=values.log_stream_name, request_id=values.request_id)
     for event in events:
         render.log_event(event, as_json=values.json)
+
+
+def ps(options: Options) -> None:
+    """List invocations and jobs."""
+    values = options.values
+    account, names = _some_functions(options)
+    now_ms = time.time_ns() // 1_000_000
+    render.work(list(work.ps(account, names, now_ms)), now_ms, as_json=values.json)
+
+
+def wait(options: Options) -> None:
+    """Wait until jobs have ended."""
+    values = options.values
+    account, ids = _some_jobs(options)
+
+    def on_change(job: str, state: str) -> None:
+        render.talk(f"job {job}: {state}")
+
+    ended = work.wait(account, ids, values.timeout, on_change)
+    render.waited(ended, as_json=values.json)
+    if ended.failed:
+        job, why = ended.failed[0]
+        raise FunctionFailed(
+            f"{len(ended.failed)} of {len(ids)} jobs failed: {why}",
+            job,
+            hint=f"`scar explain {job}`",
+        )
+
+
+def stop(options: Options) -> None:
+    """End jobs."""
+    values = options.values
+    account, ids = _some_jobs(options)
+    stopped = work.stop(account, ids, values.reason, only_waiting=values.waiting)
+    text = "\n".join(f"job {job} is being stopped" for job in stopped) or "nothing to stop"
+    render.said(text, {"Stopped": stopped}, as_json=values.json)
+
+
+def explain(options: Options) -> None:
+    """Say why a job is as it is."""
+    values = options.values
+    job, findings = work.explain_job(_account(options), values.job)
+    render.explained(job, findings, as_json=values.json)
 
 
 def rm(options: Options) -> None:
@@ -223,6 +299,10 @@ _COMMANDS: dict[str, Callable[[Options], None]] = {
     "get": get,
     "ls": ls,
     "log": log,
+    "ps": ps,
+    "wait": wait,
+    "stop": stop,
+    "explain": explain,
     "rm": rm,
     "local start": local_start,
     "local stop": local_stop,
@@ -245,6 +325,27 @@ def _one_function(options: Options) -> tuple[str, Account, AwsFunction | None]:
             f"`{file}` describes {len(names)} functions", f"add `-n NAME`: {', '.join(names)}"
         )
     return names[0], _account_of(deployment), deployment.functions.aws[0]
+
+
+def _some_functions(options: Options) -> tuple[Account, list[str]]:
+    """The functions that `ps`, `wait` and `stop` are about, and where they are."""
+    values = options.values
+    if getattr(values, "all", False):
+        account = _account(options)
+        return account, [info.name for info in list_functions(account)]
+    if values.conf_file is None:
+        return _account(options), [_named(options)]
+    described = _described(options, NO_RULES)
+    deployment = _only(described.deployment, described.name)
+    return _account_of(deployment), _names(deployment)
+
+
+def _some_jobs(options: Options) -> tuple[Account, list[str]]:
+    """The jobs named, or all of the functions named that have not ended."""
+    if options.values.jobs:
+        return _account(options), list(dict.fromkeys(options.values.jobs))
+    account, names = _some_functions(options)
+    return account, [job for name in names for job in work.unfinished(account, name)]
 
 
 def _account(options: Options) -> Account:
@@ -374,12 +475,15 @@ def _script(path: Path, named: str) -> bytes:
 
 
 def _bucket_path(options: Options) -> str:
-    given = str(options.values.bucket)
+    return _checked_path(str(options.values.bucket), "--bucket")
+
+
+def _checked_path(given: str, flag: str) -> str:
     why = bucket_fault(given.partition("/")[0])
     if "://" in given:
         why = f"must be `bucket/prefix` without `{given.split('://')[0]}://`"
     if why:
-        raise FdlError([Diagnostic(f"bucket {why}", place=Place("--bucket"))])
+        raise FdlError([Diagnostic(f"bucket {why}", place=Place(flag))])
     return given
 
 

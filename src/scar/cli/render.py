@@ -14,6 +14,7 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from scar.errors import ApplyError, Diagnostic, FdlError, FunctionFailed, ScarError
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
 
     from scar.aws.buckets import ObjectInfo
     from scar.aws.functions import FunctionInfo
+    from scar.aws.jobs import JobInfo
+    from scar.bulk import Outcome
+    from scar.bulk import Progress as Counted
+    from scar.explain import Finding
     from scar.invoke import RunResult
     from scar.local import Status
     from scar.logs import LogEvent
     from scar.plan.diff import Step
+    from scar.work import Ended, Work
     from scar.storage import Progress, Transfer
 
 DEBUG_VARIABLE = "SCAR_DEBUG"
@@ -34,6 +40,8 @@ DEBUG_VARIABLE = "SCAR_DEBUG"
 _DONE = {"create": "created", "update": "updated", "delete": "deleted"}
 _COLUMNS = ("NAME", "MEMORY", "TIME", "IMAGE_ID", "API_URL", "SUPERVISOR_VERSION")
 _WIDEST_LINE = 160
+_FAILURES = 20
+"""Failures of a bulk run that are listed as text."""
 
 
 def prepare_streams() -> None:
@@ -266,6 +274,83 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
+def ran_many(outcome: Outcome, *, as_json: bool) -> None:
+    """The end of a bulk run: what was started, or how it ended."""
+    if as_json:
+        failures = [
+            {"Object": one.key, "Id": one.id, "ExitCode": one.exit_code, "Reason": one.reason}
+            for one in outcome.failures
+        ]
+        data(
+            {
+                "BulkRun": {
+                    "Id": outcome.id,
+                    "Function": outcome.function,
+                    "Objects": outcome.total,
+                    "Jobs": list(outcome.job_ids),
+                    "Waited": outcome.waited,
+                    "Succeeded": outcome.succeeded,
+                    "Failed": len(outcome.failures),
+                    "Failures": failures,
+                }
+            }
+        )
+        return
+    if not outcome.waited:
+        how = "submitted" if outcome.job_ids else "invoked"
+        print(f"function `{outcome.function}` is {how} for {outcome.total} objects")
+        for job in outcome.job_ids:
+            print(f"job {job}")
+        if outcome.job_ids:
+            talk(f"next: scar wait {' '.join(outcome.job_ids)}")
+        return
+    print(f"{outcome.succeeded} succeeded, {len(outcome.failures)} failed")
+    for one in outcome.failures[:_FAILURES]:
+        code = f"exit code {one.exit_code}" if one.exit_code is not None else one.reason
+        print(f"  {one.key}: {code} ({one.id})")
+    if len(outcome.failures) > _FAILURES:
+        print(f"  and {len(outcome.failures) - _FAILURES} more: `--json` lists them")
+
+
+def work(found: Sequence[Work], now_ms: int, *, as_json: bool) -> None:
+    """`scar ps`."""
+    if as_json:
+        data({"Work": [asdict(one) for one in found]})
+        return
+    rows = [
+        (
+            *(one.function, one.kind, one.id, one.state, _duration(now_ms - one.created_ms)),
+            "-" if one.duration_ms is None else _duration(one.duration_ms),
+            "-" if one.exit_code is None else str(one.exit_code),
+            one.why or "-",
+        )
+        for one in found
+    ]
+    _table(("FUNCTION", "KIND", "ID", "STATE", "AGE", "DURATION", "EXIT", "WHY"), rows)
+
+
+def waited(ended: Ended, *, as_json: bool) -> None:
+    """The end of `scar wait`."""
+    if as_json:
+        failed = [{"Id": job, "Why": why} for job, why in ended.failed]
+        data({"Succeeded": list(ended.succeeded), "Failed": failed})
+        return
+    print(f"{len(ended.succeeded)} succeeded, {len(ended.failed)} failed")
+
+
+def explained(job: JobInfo, findings: Sequence[Finding], *, as_json: bool) -> None:
+    """`scar explain`."""
+    if as_json:
+        told = [{"What": one.what, "Do": one.do} for one in findings]
+        data({"Job": job.id, "State": job.status, "Findings": told})
+        return
+    print(f"job {job.id} of function `{job.definition}`: {job.status}")
+    for one in findings:
+        print(f"- {one.what}")
+        if one.do:
+            print(f"  help: {one.do}")
+
+
 def said(text: str, value: Mapping[str, Any], *, as_json: bool) -> None:
     """A plain sentence, or what it says as an object."""
     if as_json:
@@ -331,6 +416,25 @@ def stepping(
                     bar.update(task, description=now, advance=1 if phase == "done" else 0)
 
         yield on_step
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[Counted], None]]:
+    """Tell how far a bulk run is; on a terminal with a bar, else at every tenth. For any thread."""
+    with _bar(1) as bar:
+        task = bar.add_task("", total=None) if bar else None
+        told = [0]
+
+        def on_progress(now: Counted) -> None:
+            done = now.succeeded + now.failed
+            text = f"{done} of {now.total} done, {now.failed} failed"
+            if bar and task is not None:
+                bar.update(task, total=now.total, completed=done, description=text)
+            elif done * 10 // now.total > told[0]:
+                told[0] = done * 10 // now.total
+                talk(text)
+
+        yield on_progress
 
 
 @contextmanager
@@ -489,6 +593,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in (head, *rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
+
+
+def _duration(milliseconds: float) -> str:
+    """`850ms`, `12s`, `3m20s`, `2h05m`, `4d03h`."""
+    if milliseconds < 1000:
+        return f"{max(0, round(milliseconds))}ms"
+    seconds = int(milliseconds // 1000)
+    for unit, below, size, lower in (("d", "h", 86400, 3600), ("h", "m", 3600, 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}{seconds % size // lower:02}{below}"
+    return f"{seconds // 60}m{seconds % 60:02}s" if seconds >= 60 else f"{seconds}s"
 
 
 def _write_bytes(output: bytes) -> None:
