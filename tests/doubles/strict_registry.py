@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections import Counter
 
@@ -25,16 +26,28 @@ class StrictRegistry:
     def __init__(self, uses: int = 1000) -> None:
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[str, tuple[bytes, str]] = {}
-        self.uses, self.left, self.tokens = uses, 0, 0
+        self.uses, self.tokens = uses, 0
+        self._left: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
         self.elsewhere_got: list[str] = []
         self.breaks: set[str] = set()
         self.mountable: set[str] = set()
+        self.cuts: dict[str, list[int]] = {}
+        """By blob: after how many bytes its next downloads break off."""
+        self.knows_ranges = True
+        self.ranges: list[str] = []
+        self.refuses_mounts = False
+        self.expires_in_uploads = 0
+        """So many uploads are refused with 401 once their body has arrived."""
         self._server, self._store = Server(0, self._answer), Server(0, self._elsewhere)
         for server in (self._server, self._store):
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         self.host = f"127.0.0.1:{self._server.server_address[1]}"
         self._elsewhere_url = f"http://127.0.0.1:{self._store.server_address[1]}"
+
+    @property
+    def _challenge(self) -> str:
+        return f'Bearer realm="http://{self.host}/token",service="here"'
 
     def close(self) -> None:
         for server in (self._server, self._store):
@@ -67,14 +80,15 @@ class StrictRegistry:
     def _answer(self, exchange: Exchange) -> None:
         if exchange.path == "/token":
             self.tokens += 1
-            self.left = self.uses
-            exchange.reply(200, json.dumps({"token": f"t{self.tokens}"}).encode())
+            token = f"t{self.tokens}"
+            self._left[f"Bearer {token}"] = self.uses
+            exchange.reply(200, json.dumps({"token": token}).encode())
             return
-        if exchange.headers.get("Authorization") != f"Bearer t{self.tokens}" or self.left <= 0:
-            challenge = f'Bearer realm="http://{self.host}/token",service="here"'
-            exchange.reply(401, headers={"WWW-Authenticate": challenge})
+        said = exchange.headers.get("Authorization", "")
+        if self._left[said] <= 0:
+            exchange.reply(401, headers={"WWW-Authenticate": self._challenge})
             return
-        self.left -= 1
+        self._left[said] -= 1
         kind, name = re.fullmatch(r"/v2/.+?/(blobs|manifests)/(.*)", exchange.path).groups()
         self.seen[f"{exchange.method} {kind}"] += 1
         getattr(self, f"_{kind}")(exchange, name)
@@ -101,13 +115,19 @@ class StrictRegistry:
 
     def _uploads(self, exchange: Exchange) -> None:
         if exchange.method == "POST":
-            if exchange.query.get("mount") in self.mountable:
+            if self.refuses_mounts and "mount" in exchange.query:
+                exchange.reply(403)
+            elif exchange.query.get("mount") in self.mountable:
                 self.blobs[exchange.query["mount"]] = b"mounted"
                 exchange.reply(201)
             else:
                 exchange.reply(202, headers={"Location": exchange.path + "session?state=x"})
             return
         data = exchange.body.read()
+        if self.expires_in_uploads:
+            self.expires_in_uploads -= 1
+            exchange.reply(401, headers={"WWW-Authenticate": self._challenge})
+            return
         good = digest_of(data) == exchange.query["digest"] and exchange.query["state"] == "x"
         if good:
             self.blobs[digest_of(data)] = data
@@ -120,4 +140,15 @@ class StrictRegistry:
         if digest in self.breaks:
             self.breaks.discard(digest)
             data = b"\0" * len(data)
-        exchange.reply(200, data)
+        wanted = exchange.headers.get("Range")
+        start = 0
+        if wanted:
+            self.ranges.append(wanted)
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if self.knows_ranges else 0
+        status, left = (206 if start else 200), data[start:]
+        if cuts := self.cuts.get(digest):
+            told = {"Content-Length": str(len(left))}
+            exchange.reply(status, left[: cuts.pop(0)], headers=told)
+            exchange.socket.shutdown(socket.SHUT_RDWR)
+            return
+        exchange.reply(status, left)

@@ -1,19 +1,21 @@
-import base64
 import gzip
-import hashlib
 import io
 import json
-import tarfile
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import urllib3
 
 from scar.errors import ImageError
-from scar.images.archive import Archive
-from scar.images.cache import LayerCache
+from scar.images.connect import RegistryError
 from scar.images.derive import Blob, Layer, derive
-from scar.images.login import Login, docker_login
+from scar.images.login import Login
 from scar.images.push import push
 from scar.images.registry import Repository
+from scar.images.streams import CorruptBlob
+from scar.images.tokens import Authorization, Challenged
+from scar.images.turns import Turns
 from tests.doubles.strict_registry import StrictRegistry, digest_of
 
 
@@ -31,7 +33,7 @@ def registry():
 
 
 def a_repository(registry, name="team/app"):
-    return Repository(registry.host, name, f"{registry.host}/{name}", plain=True)
+    return Repository(registry.host, name, f"{registry.host}/{name}", plain=True, pause_s=0.01)
 
 
 def a_layer(folder, content=b"ours"):
@@ -111,91 +113,141 @@ def test_an_image_that_is_not_there_says_so(registry):
 def test_a_registry_that_does_not_answer_says_so(registry):
     gone = registry()
     gone.close()
-    repository = Repository(gone.host, "x", "x", plain=True)
-    repository._retries = repository._retries.new(total=0)
-    with pytest.raises(ImageError, match="does not answer"):
-        repository.base("1", "amd64")
+    with pytest.raises(RegistryError, match=r"does not answer: .*refused") as caught:
+        a_repository(gone).base("1", "amd64")
+    assert caught.value.is_absence
 
 
-def test_logins_of_docker_are_found(tmp_path):
-    def auth(text):
-        return {"auth": base64.b64encode(text.encode()).decode()}
-
-    auths = {"https://index.docker.io/v1/": auth("me:secret:x"), "ghcr.io": auth("you:t")}
-    (tmp_path / "config.json").write_text(json.dumps({"auths": auths}))
-    environment = {"DOCKER_CONFIG": str(tmp_path)}
-    assert docker_login("registry-1.docker.io", environment) == Login("me", "secret:x")
-    assert docker_login("ghcr.io", environment) == Login("you", "t")
-    assert docker_login("quay.io", environment) is None
-    assert docker_login("quay.io", {"DOCKER_CONFIG": str(tmp_path / "none")}) is None
+def pushed(source, target, ours, name="team/app"):
+    base = a_repository(source).base("1", "amd64")
+    push(derive(base, [ours], "5.0"), a_repository(source), a_repository(target, name), "t")
+    return base
 
 
-def a_saved_image(path, *, oci: bool, packed: bool):
-    """What `docker save` writes: the old way by name, or an OCI layout."""
-    plain = io.BytesIO()
-    with tarfile.open(fileobj=plain, mode="w") as tar:
-        info = tarfile.TarInfo("hello")
-        info.size = 5
-        tar.addfile(info, io.BytesIO(b"hello"))
-    layer = gzip.compress(plain.getvalue()) if packed else plain.getvalue()
-    diff_id = digest_of(plain.getvalue())
-    config = json.dumps(
-        {"architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"]},
-         "rootfs": {"type": "layers", "diff_ids": [diff_id]}}
-    ).encode()  # fmt: skip
-    files = {}
-    if oci:
-        kind = "application/vnd.oci.image.layer.v1.tar" + ("+gzip" if packed else "")
-        manifest = json.dumps(
-            {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-             "config": {"digest": digest_of(config), "size": len(config), "mediaType": "x"},
-             "layers": [{"digest": digest_of(layer), "size": len(layer), "mediaType": kind}]}
-        ).encode()  # fmt: skip
-        for blob in (config, layer, manifest):
-            files["blobs/sha256/" + hashlib.sha256(blob).hexdigest()] = blob
-        files["index.json"] = json.dumps({"manifests": [{"digest": digest_of(manifest)}]}).encode()
-    else:
-        files = {"abc.json": config, "abc/layer.tar": layer}
-        files["manifest.json"] = json.dumps(
-            [{"Config": "abc.json", "Layers": ["abc/layer.tar"]}]
-        ).encode()
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return plain.getvalue()
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_a_download_that_breaks_off_goes_on_from_there(registry, tmp_path, knows_ranges):
+    source, target = registry(), registry()
+    source.knows_ranges = knows_ranges
+    layer = os.urandom(1_000_000)
+    source.hold_image([layer])
+    source.cuts[digest_of(layer)] = [300_000, 300_000]
+    pushed(source, target, a_layer(tmp_path))
+    assert target.blobs[digest_of(layer)] == layer
+    starts = [int(one[6:-1]) for one in source.ranges]
+    assert starts == [300_000, 600_000 if knows_ranges else 300_000]
+    assert target.seen["PUT blobs"] == 3, "the upload went on"
 
 
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("oci", [True, False])
-def test_an_archive_is_a_base_with_gzip_layers(tmp_path, oci, packed, registry):
-    plain = a_saved_image(tmp_path / "image.tar", oci=oci, packed=packed)
-    target = registry()
-    digests = []
-    for n in range(2):
-        work = tmp_path / str(n)
-        work.mkdir()
-        archive = Archive(tmp_path / "image.tar", work)
-        base = archive.base("", "amd64")
-        ours = a_layer(work)
-        its, packed = LayerCache(tmp_path / "cache").gzipped(archive, base, "x")
-        push(derive(packed, [ours], "5.0"), its, a_repository(target), "t")
-        digests.append(packed.layers[0].digest)
-    assert digests[0] == digests[1]
-    assert gzip.decompress(target.blobs[digests[0]]) == plain
+def test_a_download_that_always_breaks_off_is_given_up(registry, tmp_path):
+    source, target = registry(), registry()
+    layer = os.urandom(100_000)
+    source.hold_image([layer])
+    source.cuts[digest_of(layer)] = [0] * 100
+    with pytest.raises(ImageError, match=r"broke off 6 times, at byte 0 of 100000"):
+        pushed(source, target, a_layer(tmp_path))
+    assert not target.manifests
 
 
-@pytest.mark.parametrize(
-    ("write", "why"),
-    [
-        (lambda path: path.write_text("no tar"), "cannot be read as a tar"),
-        (lambda path: None, "cannot be read"),
-        (lambda path: tarfile.open(path, "w").close(), "holds no image"),
-    ],
-)
-def test_what_is_no_image_archive_is_told(tmp_path, write, why):
-    write(tmp_path / "image.tar")
-    with pytest.raises(ImageError, match=why) as caught:
-        Archive(tmp_path / "image.tar", tmp_path).base("", "amd64")
-    assert "docker save" in caught.value.hint
+def test_a_blob_that_is_always_damaged_is_given_up_and_leaves_nothing(registry, tmp_path):
+    source, target = registry(), registry()
+    source.hold_image([gzip.compress(b"base" * 1000)])
+    base, ours = a_repository(source).base("1", "amd64"), a_layer(tmp_path)
+    broken = base.layers[0].digest
+    source.blobs[broken] = b"?" * base.layers[0].size_bytes
+    with pytest.raises(CorruptBlob, match="not what its digest names"):
+        push(derive(base, [ours], "5.0"), a_repository(source), a_repository(target), "t")
+    assert broken not in target.blobs
+    assert not target.manifests
+
+
+def test_a_blob_that_is_too_short_is_given_up(registry, tmp_path):
+    source, target = registry(), registry()
+    layer = gzip.compress(b"base" * 1000)
+    source.hold_image([layer])
+    source.blobs[digest_of(layer)] = layer[:-5]
+    with pytest.raises(ImageError, match=r"broke off"):
+        pushed(source, target, a_layer(tmp_path))
+    assert not target.manifests
+
+
+def test_a_login_that_runs_out_while_a_body_is_sent_is_renewed(registry, tmp_path):
+    source, target = registry(), registry()
+    layer = gzip.compress(b"base")
+    source.hold_image([layer])
+    target.expires_in_uploads = 1
+    pushed(source, target, a_layer(tmp_path))
+    assert target.blobs[digest_of(layer)] == layer
+
+
+def test_where_mounting_is_refused_the_blob_is_sent(registry, tmp_path):
+    held = registry()
+    layer = gzip.compress(b"base")
+    held.hold_image([layer])
+    base = a_repository(held).base("1", "amd64")
+    source, held.refuses_mounts = a_repository(held), True
+    kept = held.blobs.pop(digest_of(layer))
+    target = a_repository(held, "scar")
+
+    class Elsewhere:
+        mounts = source.mounts
+
+        def open(self, blob):
+            return io.BytesIO(kept)
+
+    push(derive(base, [], "5.0"), Elsewhere(), target, "t")
+    assert held.blobs[digest_of(layer)] == layer
+
+
+def test_two_functions_on_one_base_send_it_once(registry, tmp_path):
+    source, target = registry(), registry()
+    source.hold_image([os.urandom(2_000_000)])
+    base, turns = a_repository(source).base("1", "amd64"), Turns()
+    with ThreadPoolExecutor(4) as pool:
+        for n in range(4):
+            (tmp_path / str(n)).mkdir()
+            ours = a_layer(tmp_path / str(n), b"ours %d" % n)
+            derived = derive(base, [ours], "5.0")
+            to = a_repository(target)
+            pool.submit(push, derived, a_repository(source), to, f"f-{n}", turns)
+    assert target.seen["PUT blobs"] == 1 + 4 + 4, "one base, four layers and configs"
+    assert len(target.manifests) == 4
+
+
+def test_progress_is_told_up_to_the_last_byte(registry, tmp_path):
+    source, target = registry(), registry()
+    source.hold_image([os.urandom(1_000_000)])
+    base, told = a_repository(source).base("1", "amd64"), []
+    derived = derive(base, [a_layer(tmp_path)], "5.0")
+    push(derived, a_repository(source), a_repository(target), "t", None, lambda *a: told.append(a))
+    totals = {total for _, _, total in told}
+    assert len(totals) == 1
+    assert told[-1] == ("t", *(2 * list(totals)))
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+
+
+def test_an_index_that_is_larger_than_any_is_not_read(registry):
+    source = registry()
+    source.manifests["1"] = (b" " * (5 << 20), "application/vnd.oci.image.index.v1+json")
+    with pytest.raises(ImageError, match="more than 4 MiB"):
+        a_repository(source).base("1", "amd64")
+
+
+def test_a_login_is_not_sent_in_the_clear_to_another_machine(registry):
+    challenge = 'Bearer realm="http://tokens.example/token",service="here"'
+    authorization = Authorization("r.example", "x", "x", lambda: Login("me", "secret"))
+    with pytest.raises(ImageError, match="in the clear"):
+        authorization.renew(Challenged(challenge, ""), urllib3.PoolManager(), urllib3.Retry(0))
+
+
+def test_a_broken_login_is_told_only_where_a_login_is_needed(registry):
+    def login():
+        raise ImageError("x", "the credential helper is not installed")
+
+    source = registry()
+    source.hold_image([gzip.compress(b"base")])
+    repository = Repository(source.host, "x", "x", login)
+    assert repository.base("1", "amd64").layers, "a public image needs none"
+    source.uses = 0
+    with pytest.raises(ImageError) as caught:
+        Repository(source.host, "x", "x", login).base("1", "amd64")
+    assert "helper is not installed" in caught.value.hint

@@ -53,8 +53,9 @@ def pool(url: str) -> urllib3.PoolManager:
         "maxsize": PARALLEL_BLOBS,
         "blocksize": 1 << 18,
         "timeout": urllib3.Timeout(connect=10, read=120),
-        "ssl_context": tls(parts.netloc),
     }
+    if parts.scheme == "https":
+        options["ssl_context"] = tls(parts.netloc)
     proxy = getproxies().get(parts.scheme)
     if proxy and not is_loopback(parts.netloc) and not proxy_bypass(parts.hostname or ""):
         return urllib3.ProxyManager(proxy, **options)

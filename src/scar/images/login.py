@@ -102,10 +102,10 @@ def _helped(helper: str, host: str, environment: Mapping[str, str]) -> Login | N
     except (OSError, subprocess.SubprocessError) as exc:
         raise ImageError(host, f"`{program}` does not work: {exc}") from exc
     if done.returncode != 0:
-        said = (done.stdout or done.stderr).strip()
+        said = (done.stdout or done.stderr).strip().partition("\n")[0]
         if "credentials not found" in said.lower():
             return None
-        raise ImageError(host, f"`{program}` does not work: {said.splitlines()[:1]}")
+        raise ImageError(host, f"`{program}` does not work: {said}")
     try:
         answer = json.loads(done.stdout)
         user, secret = str(answer["Username"]), str(answer["Secret"])

@@ -62,18 +62,21 @@ class Repository:
     """One repository of one registry.
 
     `named` is the image as the user wrote it, for errors; `login` is asked once the registry wants
-    one. `plain`: HTTP; None: on loopback what answers there, anywhere else HTTPS.
+    one. `plain`: HTTP; None: on loopback what answers there, anywhere else HTTPS. `pause_s` goes by
+    before something is tried again.
     """
 
     def __init__(
         self, host: str, name: str, named: str,
         login: Callable[[], Login | None] = lambda: None, plain: bool | None = None,
+        pause_s: float = PAUSE_S,
     ) -> None:  # fmt: skip
-        self._host, self._name, self._named, self._plain = host, name, named, plain
+        self._host, self._name, self._named = host, name, named
+        self._plain, self._pause_s = plain, pause_s
         # Refusals of TLS and of names come again; a registry that is asked too much wants time.
         self._retries = urllib3.Retry(
             4, connect=2, other=0, redirect=0, status_forcelist=(429, 502, 503, 504),
-            backoff_factor=PAUSE_S, raise_on_status=False, raise_on_redirect=False,
+            backoff_factor=pause_s, raise_on_status=False, raise_on_redirect=False,
             allowed_methods=None, retry_after_max=20,
         )  # fmt: skip
         self._authorization = Authorization(host, name, named, login)
@@ -109,7 +112,7 @@ class Repository:
 
     def open(self, blob: Blob) -> BinaryIO:
         """The content of a blob, checked; it goes on from where it broke."""
-        resuming = _Resuming(blob, self._download, self._named)
+        resuming = _Resuming(blob, self._download, self._named, self._pause_s)
         return cast(
             BinaryIO,
             Checked(cast(BinaryIO, resuming), blob.digest, blob.size_bytes, self._named),
@@ -126,7 +129,7 @@ class Repository:
         """Store a blob unless it is there; `mount_from` names a repository here that has it."""
         for attempt in range(ATTEMPTS):
             if attempt:
-                time.sleep(PAUSE_S * 2**attempt)
+                time.sleep(self._pause_s * 2**attempt)
             if self.has(blob):
                 break
             try:
@@ -269,9 +272,7 @@ class Repository:
         why = f"{method} {parts.netloc}{parts.path}: HTTP {answer.status} {_said(answer.body)}"
         hint = ""
         if answer.status in (401, 403):
-            hint = "the image does not exist or is private; log in with `docker login`"
-            if self._authorization.trouble:
-                hint += f"; {self._authorization.trouble}"
+            hint = self._authorization.hint()
         elif answer.status == 404:
             hint = "check its name and tag"
         elif answer.status == 429:
@@ -283,9 +284,11 @@ class _Resuming(io.RawIOBase):
     """A blob's bytes, asked for again from where they broke off."""
 
     def __init__(
-        self, blob: Blob, download: Callable[[Blob, int], urllib3.BaseHTTPResponse], named: str
-    ) -> None:
+        self, blob: Blob, download: Callable[[Blob, int], urllib3.BaseHTTPResponse], named: str,
+        pause_s: float,
+    ) -> None:  # fmt: skip
         self._blob, self._download, self._named = blob, download, named
+        self._pause_s = pause_s
         self._at = self._broke = 0
         self._response: urllib3.BaseHTTPResponse | None = None
 
@@ -322,12 +325,12 @@ class _Resuming(io.RawIOBase):
             self._response = None
         self._broke += 1
         if self._broke > RESUMES:
-            raise RegistryError(
+            raise ImageError(
                 self._named,
                 f"blob {self._blob.digest} broke off {self._broke} times, "
                 f"at byte {self._at} of {self._blob.size_bytes}: {exc}",
             ) from exc
-        time.sleep(PAUSE_S * 2 ** (self._broke - 1))
+        time.sleep(self._pause_s * 2 ** (self._broke - 1))
 
 
 class _Counted:

@@ -50,8 +50,7 @@ class Authorization:
         self._first_scope = f"repository:{repository}:pull"
         self.header = ""
         """The value of the header; empty before the first challenge."""
-        self.trouble = ""
-        """Why there is no login, where there should be one."""
+        self._trouble = ""
 
     def renew(
         self, challenged: Challenged, http: urllib3.PoolManager, retries: urllib3.Retry
@@ -61,7 +60,7 @@ class Authorization:
         if challenged.scheme == "basic":
             if login is None:
                 hint = "log in with `docker login`"
-                why = self.trouble or f"`{self._host}` wants a login"
+                why = self._trouble or f"`{self._host}` wants a login"
                 raise RegistryError(self._named, why, hint, status=401)
             self.header = _basic(login)
             return
@@ -80,12 +79,19 @@ class Authorization:
         answer = self._token_answer(said["realm"], said.get("service", ""), login, http, retries)
         self.header = f"Bearer {self._token(answer)}"
 
+    def hint(self) -> str:
+        """How to mend a refusal."""
+        if self._asked and self._asked[0]:
+            return "the image does not exist, or the login is not right or may not do this"
+        hint = "the image does not exist or is private; log in with `docker login`"
+        return f"{hint}; {self._trouble}" if self._trouble else hint
+
     def _login(self) -> Login | None:
         if self._asked is None:
             try:
                 self._asked = (self._ask(),)
             except ImageError as exc:  # a public image can be had without
-                self.trouble = str(exc)
+                self._trouble = str(exc)
                 self._asked = (None,)
         return self._asked[0]
 
@@ -110,13 +116,8 @@ class Authorization:
 
     def _token(self, answer: urllib3.BaseHTTPResponse) -> str:
         if answer.status != 200:
-            hint = "the image does not exist or is private; log in with `docker login`"
-            if self._asked and self._asked[0]:
-                hint = "the login is not right; log in again with `docker login`"
-            if self.trouble:
-                hint += f"; {self.trouble}"
             why = f"`{self._host}` gives no token: HTTP {answer.status}"
-            raise RegistryError(self._named, why, hint, answer.status)
+            raise RegistryError(self._named, why, self.hint(), answer.status)
         try:
             said: Any = json.loads(answer.data[:_TOKEN_LIMIT_BYTES])
             return str(said.get("token") or said["access_token"])
