@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,76 +67,98 @@ SPREAD = CASES[::5]  # of each kind one or two, all starts, works and modes
 RUNS = [("bubblewrap", case) for case in CASES] + [("docker", case) for case in SPREAD]
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    folder = tmp_path_factory.mktemp("images")
-
-    def image(kind: str, start: str) -> Path:
-        path = folder / f"{kind}-{start}.tar"
-        if not path.exists():
-            echo = ECHO[kind]
-            run = {"Entrypoint": [echo, "word-entrypoint"], "Cmd": ["word-command"]}
-            if start == "no-entrypoint":
-                run = {"Cmd": [echo, "word-command"]}
-            save(path, KINDS[kind](), run)
-        return path
-
-    return image
-
-
 class Deployed:
-    """One local cloud that gets the functions of a kind of image when the first is wanted."""
+    """A local cloud that gets the functions of a kind of image when the first is wanted.
 
-    def __init__(self, cloud: Cloud, image: Callable[[str, str], Path], folder: Path) -> None:
-        self.cloud, self._image, self._folder = cloud, image, folder
-        self._kinds: set[str] = set()
-        (folder / "script.sh").write_text(SCRIPT)
+    All processes of a test run share it: deploying costs more than running.
+    """
+
+    def __init__(self, engine: str, folder: Path) -> None:
+        self._folder = folder
+        self.cloud = Cloud(folder / "scar-home", {"SCAR_LOCAL_ENGINE": engine})
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Stopped by the last one who uses it."""
+        with self._alone():
+            self.cloud.ok("local", "start")
+            self._count(+1)
+        try:
+            yield
+        finally:
+            with self._alone():
+                if self._count(-1) == 0:
+                    address = self.cloud.status["url"].removeprefix("http://")
+                    self.cloud.ok("local", "stop")
+                    if self.cloud.environment["SCAR_LOCAL_ENGINE"] == "docker":
+                        forget_pulled(address)
 
     def ready(self, kind: str, cases: list[Case]) -> Cloud:
-        if kind not in self._kinds:
-            by_name = {case.function: case for case in cases if case.kind == kind}
-            functions = [self._function(case) for case in by_name.values()]
-            fdl = self._folder / f"{kind}.yaml"
-            fdl.write_text(json.dumps({"functions": {"aws": functions}}))
-            self.cloud.ok("init", "-f", fdl)
-            self._kinds.add(kind)
+        fdl = self._folder / f"{kind}.yaml"
+        with self._alone():
+            if not fdl.exists():
+                (self._folder / "script.sh").write_text(SCRIPT)
+                by_name = {case.function: case for case in cases if case.kind == kind}
+                functions = [self._function(case) for case in by_name.values()]
+                new = self._folder / f"{kind}-new.yaml"
+                new.write_text(json.dumps({"functions": {"aws": functions}}))
+                self.cloud.ok("init", "-f", new)
+                new.rename(fdl)
         return self.cloud
 
     def _function(self, case: Case) -> dict[str, object]:
+        image = self._folder / f"{case.kind}-{case.start}.tar"
+        if not image.exists():
+            echo = ECHO[case.kind]
+            run = {"Entrypoint": [echo, "word-entrypoint"], "Cmd": ["word-command"]}
+            if case.start == "no-entrypoint":
+                run = {"Cmd": [echo, "word-command"]}
+            save(image, KINDS[case.kind](), run)
         keys = {
             "name": case.function,
             "memory": 256,
             "execution_mode": case.mode,
-            "container": {"image_file": str(self._image(case.kind, case.start))},
+            "container": {"image_file": image.name},
         }
         if case.has_init_script:
             keys["init_script"] = "script.sh"
         return {"lambda": keys}
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with (self._folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _count(self, change: int) -> int:
+        path = self._folder / "users"
+        users = (int(path.read_text()) if path.exists() else 0) + change
+        path.write_text(str(users))
+        return users
+
 
 @pytest.fixture(scope="module")
-def bubblewrap(images, tmp_path_factory) -> Iterator[Deployed]:
-    yield from _deployed("bubblewrap", images, tmp_path_factory)
+def bubblewrap(tmp_path_factory, worker_id) -> Iterator[Deployed]:
+    yield from _deployed("bubblewrap", tmp_path_factory, worker_id)
 
 
 @pytest.fixture(scope="module")
-def docker(images, tmp_path_factory) -> Iterator[Deployed]:
+def docker(tmp_path_factory, worker_id) -> Iterator[Deployed]:
     if subprocess.run(["docker", "info"], capture_output=True).returncode:
         missing("docker", "no Docker daemon answers")
-    yield from _deployed("docker", images, tmp_path_factory)
+    yield from _deployed("docker", tmp_path_factory, worker_id)
 
 
-def _deployed(engine: str, images, tmp_path_factory) -> Iterator[Deployed]:
-    folder = tmp_path_factory.mktemp(engine)
-    cloud = Cloud(folder / "scar-home", {"SCAR_LOCAL_ENGINE": engine})
-    found = json.loads(cloud.ok("local", "start", "--json"))["LocalCloud"]["engine"]
-    if found["name"] != engine:
-        missing("images", found["why"])
-    yield Deployed(cloud, images, folder)
-    address = cloud.status["url"].removeprefix("http://")
-    cloud.ok("local", "stop")
-    if engine == "docker":
-        forget_pulled(address)
+def _deployed(engine: str, tmp_path_factory, worker_id: str) -> Iterator[Deployed]:
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / f"matrix-{engine}"
+    folder.mkdir(exist_ok=True)
+    deployed = Deployed(engine, folder)
+    with deployed.used():
+        found = json.loads(deployed.cloud.ok("local", "status", "--json"))["LocalCloud"]["engine"]
+        if found["name"] != engine:
+            missing("images", found["why"])
+        yield deployed
 
 
 @pytest.mark.images
