@@ -45,9 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(typed: Sequence[str]) -> int:
     options = arguments.parse(typed)
     # Only now, so that `--help` and `--version` do not wait for pydantic and boto3.
-    from scar.cli import commands
+    if options.command in arguments.OFFLINE:
+        from scar.cli import offline
 
-    commands.run_command(options)
+        offline.run_command(options)
+    else:
+        from scar.cli import commands
+
+        commands.run_command(options)
     sys.stdout.flush()
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -102,7 +103,6 @@ def test_every_variable_without_equals_is_told():
     [
         ("int", "unknown command `int`"),
         ("init -i a -if b", "not allowed with"),
-        ("init -i a --verbose", "`--verbose` is not in this version"),
         ("log", "`scar log` needs to know the function"),
         ("local", "required: action"),
         ("invoke", "`scar invoke` needs to know the function"),
@@ -110,7 +110,8 @@ def test_every_variable_without_equals_is_told():
         ("invoke -n a -a -o f", "`-a` does not wait"),
         ("invoke -n a -p 7", "`--parameters` is not a JSON object"),
         ("invoke -n a -jd {", "`--json-data` is not JSON: expecting"),
-        ("run -n a --all", "`scar run --all` is not in this version"),
+        ("completion bish", "unknown shell `bish`"),
+        ("validate", "one of the arguments -f/--conf-file -i/--image"),
         ("get -b x", "required: -p/--path"),
     ],
 )
@@ -119,7 +120,10 @@ def test_what_makes_no_command_is_a_user_error(line: str, message: str):
         typed(line)
 
 
-COMMANDS = ["init", "run", "invoke", "put", "get", "ls", "log", "rm", "local"]
+COMMANDS = [
+    *("init", "validate", "run", "invoke", "put", "get", "ls", "log", "ps", "wait", "stop"),
+    *("explain", "rm", "schema", "completion", "local"),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -128,7 +132,41 @@ def test_each_help_has_an_example(command: str, capsys: pytest.CaptureFixture[st
         typed(f"{command} --help")
     assert caught.value.code == 0
     told = capsys.readouterr().out
-    assert f"example:\n  scar {command}" in told.replace("--local ", "")
+    example = told.partition("example:\n")[2]
+    assert f"scar {command}" in example.replace("--local ", "")
+
+
+def test_verbose_is_json_and_more():
+    values = typed("run -n cow -v").values
+    assert (values.verbose, values.json) == (True, True)
+
+
+def test_a_shell_completes_commands_and_flags():
+    def completed(line: str) -> list[str]:
+        read, write = os.pipe()
+        environ = {
+            **os.environ,
+            "_ARGCOMPLETE": "1",
+            "_ARGCOMPLETE_IFS": "\n",
+            "COMP_LINE": line,
+            "COMP_POINT": str(len(line)),
+        }
+        code = f"import os; os.dup2({write}, 8); from scar.__main__ import main; main()"
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=environ,
+            pass_fds=(write,),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        os.close(write)
+        with os.fdopen(read) as told:
+            return told.read().split()
+
+    assert completed("scar va") == ["validate"]
+    assert "--execution-mode" in completed("scar init --exec")
+    assert completed("scar init -i x -em lambda-") == ["lambda-batch"]
 
 
 def test_help_and_version_load_nothing_heavy():

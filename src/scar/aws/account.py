@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,13 +38,14 @@ CONNECTIONS = 32
 class Target:
     """Where to: `aws` as the profile says, or the local cloud at `endpoint_url`.
 
-    `region` None: the profile's, or us-east-1.
+    `region` None: the profile's, or us-east-1. `on_answer` is told of every answer.
     """
 
     kind: Literal["aws", "local"]
     endpoint_url: str | None
     profile: str | None
     region: str | None
+    on_answer: Callable[[dict[str, Any]], None] | None = None
 
 
 class Account:
@@ -153,12 +154,21 @@ class Account:
                 "use_dualstack_endpoint": False,
             }
         with speaking_to(service):
-            return self._session.client(
+            client = self._session.client(
                 service,  # type: ignore[call-overload]  # a literal for every caller of `client`
                 region_name=self.region,
                 endpoint_url=self._target.endpoint_url,
                 config=Config(**options),
             )
+        if self._target.on_answer is not None:
+            client.meta.events.register("after-call", self._tell)
+        return client
+
+    def _tell(self, model: Any, parsed: Any, **_: Any) -> None:
+        assert self._target.on_answer is not None
+        service = model.service_model.service_name
+        told = {"Service": service, "Operation": model.name, "Answer": parsed}
+        self._target.on_answer(told)
 
     @cached_property
     def _session(self) -> Session:

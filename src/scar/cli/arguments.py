@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -31,6 +32,8 @@ class Options:
     """The flags that are settings, in the shape of scar.cfg."""
     flags: Mapping[Loc, str]
     """Which flag made which setting."""
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """Every answer of AWS, gathered while the command runs, where `-v` asks for them."""
 
 
 class _Setting(NamedTuple):
@@ -118,8 +121,20 @@ _PROFILE = _Setting(
 )
 _SETTINGS = (*_DEFINITION, _IMAGE, _IMAGE_FILE, _NAME, _PROFILE)
 
+_WORDS = {
+    "--execution-mode": ("lambda", "lambda-batch", "batch"),
+    "--log-level": ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"),
+}
+"""What shells complete after a flag."""
+
+OFFLINE = ("validate", "schema", "completion")
+"""Commands that ask nobody: neither AWS nor the local cloud."""
+
+SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
+
 _SUMMARIES = {
     "init": "deploy functions, or update them",
+    "validate": "check an FDL file, scar.cfg and flags; nothing is asked or touched",
     "run": "invoke a function and show its output",
     "invoke": "call a function's HTTP endpoint and show its output",
     "put": "upload a file or folder into a bucket",
@@ -131,9 +146,14 @@ _SUMMARIES = {
     "stop": "end jobs",
     "explain": "say why a job is as it is, and what to do",
     "rm": "remove functions and what belongs to them",
+    "schema": "print the JSON Schema of FDL files, for editors",
+    "completion": "print what makes a shell complete commands and flags",
     "local": "the local cloud: start, stop, status, prune, reset",
 }
 _EXAMPLES = {
+    "validate": "scar validate -f video.yaml\n  scar --local validate -f video.yaml --json",
+    "schema": "scar schema > fdl.schema.json",
+    "completion": 'eval "$(scar completion bash)"   # in ~/.bashrc; zsh: in ~/.zshrc',
     "init": "scar init -f video.yaml\n  scar --local init -n cow -i host -s cow.sh --plan",
     "run": (
         "scar run -n cow\n  scar run -n cow -s other.sh\n  scar run -n cow ls -la /tmp\n"
@@ -162,6 +182,10 @@ def parse(argv: Sequence[str]) -> Options:
     Raises UserError or FdlError where it makes no command, SystemExit after --help and --version.
     """
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     values, rest = parser.parse_known_args(list(argv))
     if values.command is None:
         raise UserError("no command given", "`scar --help` lists the commands")
@@ -187,7 +211,8 @@ class _Parser(argparse.ArgumentParser):
         names = [str(choice) for choice in action.choices]
         near = difflib.get_close_matches(str(value), names, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"one of {', '.join(names)}"
-        raise UserError(f"unknown command `{value}`", hint)
+        what = "shell" if action.dest == "shell" else "command"
+        raise UserError(f"unknown {what} `{value}`", hint)
 
 
 def _parser() -> _Parser:
@@ -233,7 +258,9 @@ def _add(group: Any, setting: _Setting) -> None:
     else:
         options["metavar"] = setting.metavar
         options["action"] = "append" if setting.kind in ("list", "variables") else "store"
-    group.add_argument(setting.short, setting.long, help=setting.help, **options)
+    action = group.add_argument(setting.short, setting.long, help=setting.help, **options)
+    if words := _WORDS.get(setting.long):
+        action.completer = lambda **_: words
 
 
 def _add_fdl(group: Any, help_text: str = "describes the functions (FDL, YAML)") -> None:
@@ -241,6 +268,12 @@ def _add_fdl(group: Any, help_text: str = "describes the functions (FDL, YAML)")
 
 
 def _add_init(parser: argparse.ArgumentParser) -> None:
+    _add_definition(parser)
+    parser.add_argument("--plan", action="store_true", help="show what would be done; do nothing")
+    _add_verbose(parser)
+
+
+def _add_definition(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     _add_fdl(source)
     _add(source, _IMAGE)
@@ -248,8 +281,6 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     _add(parser, _NAME)
     for setting in _DEFINITION:
         _add(parser, setting)
-    parser.add_argument("--plan", action="store_true", help="show what would be done; do nothing")
-    _add_verbose(parser)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -376,6 +407,14 @@ def _add_rm(parser: argparse.ArgumentParser) -> None:
     _add_verbose(parser)
 
 
+def _add_schema(parser: argparse.ArgumentParser) -> None:
+    """It has no flags of its own."""
+
+
+def _add_completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=SHELLS, help="the shell to print it for")
+
+
 def _add_local(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
@@ -386,11 +425,14 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verbose(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-v", "--verbose", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="as -j, then every answer of AWS as JSON"
+    )
 
 
 _ADD = {
     "init": _add_init,
+    "validate": _add_definition,
     "run": _add_run,
     "invoke": _add_invoke,
     "put": _add_put,
@@ -402,6 +444,8 @@ _ADD = {
     "stop": _add_stop,
     "explain": _add_explain,
     "rm": _add_rm,
+    "schema": _add_schema,
+    "completion": _add_completion,
     "local": _add_local,
 }
 
@@ -422,7 +466,7 @@ def _unknown(flag: str, parser: argparse.ArgumentParser, command: str) -> UserEr
 def _check(command: str, values: argparse.Namespace) -> None:
     """What argparse cannot say about one command's flags."""
     if getattr(values, "verbose", False):
-        raise UserError("`--verbose` is not in this version of SCAR yet", "use `--json`")
+        values.json = True
     named = [
         flag
         for flag, given in (

@@ -43,6 +43,8 @@ def run_command(options: Options) -> None:
     """Do what was typed. Raises ScarError where it cannot be done."""
     try:
         _COMMANDS[options.command](options)
+        if getattr(options.values, "verbose", False):
+            render.answers(options.answers)
     except ScarError as exc:
         if "scar" in options.settings:
             # A command that is recommended must go where this one went.
@@ -54,7 +56,7 @@ def init(options: Options) -> None:
     """Deploy, or update what is deployed."""
     described = describe(options, complete_rules)
     deployment = described.chosen()
-    account = _account_of(deployment)
+    account = _account_of(deployment, options)
     uploads = render.Uploads()
     prepared = deploy.prepare(deployment, described.base, account, render.talk, uploads)
     render.warnings(prepared.warnings)
@@ -236,7 +238,7 @@ def rm(options: Options) -> None:
     elif values.conf_file is not None:
         described = describe(options)
         deployment = described.chosen()
-        account = _account_of(deployment)
+        account = _account_of(deployment, options)
         names = _deployed(names_of(deployment), account)
         prepared = deploy.prepare_removal(names, account)
     else:
@@ -324,7 +326,7 @@ def _one_function(options: Options) -> tuple[str, Account, AwsFunction | None]:
         raise UserError(
             f"`{file}` describes {len(names)} functions", f"add `-n NAME`: {', '.join(names)}"
         )
-    return names[0], _account_of(deployment), deployment.functions.aws[0]
+    return names[0], _account_of(deployment, options), deployment.functions.aws[0]
 
 
 def _some_functions(options: Options) -> tuple[Account, list[str]]:
@@ -335,9 +337,9 @@ def _some_functions(options: Options) -> tuple[Account, list[str]]:
         return account, [info.name for info in list_functions(account)]
     if values.conf_file is None:
         return _account(options), [_named(options)]
-    described = _described(options, NO_RULES)
-    deployment = _only(described.deployment, described.name)
-    return _account_of(deployment), _names(deployment)
+    described = describe(options)
+    deployment = described.chosen()
+    return _account_of(deployment, options), names_of(deployment)
 
 
 def _some_jobs(options: Options) -> tuple[Account, list[str]]:
@@ -362,19 +364,22 @@ def _account(options: Options) -> Account:
     given = options.settings.get("aws", {}).get("lambda", {})
     flags = replace(flags, data={**flags.data, "aws": {"lambda": {"name": "any", **given}}})
     loaded = load(Sources(read, None, config.read_environment(), flags), NO_RULES)
-    return _account_of(loaded.deployment)
+    return _account_of(loaded.deployment, options)
 
 
-def _account_of(deployment: Deployment) -> Account:
+def _account_of(deployment: Deployment, options: Options) -> Account:
     part = deployment.functions.aws[0].lambda_
     kind = deployment.scar.target
+    # botocore reads AWS_DEFAULT_REGION only; other tools of AWS prefer AWS_REGION.
+    region = part.region or os.environ.get("AWS_REGION") or None
+    told = options.answers.append if getattr(options.values, "verbose", False) else None
     if kind == "local":
-        region = part.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        region = region or os.environ.get("AWS_DEFAULT_REGION")
         url = local.ensure(local.data_folder(), render.talk)
-        return connect(Target("local", url, None, region))
+        return connect(Target("local", url, None, region, told))
     # AWS's own order (AWS_PROFILE, then `default`) decides where no profile is asked for.
     profile = part.boto_profile if part.boto_profile != "default" else None
-    return connect(Target("aws", None, profile, part.region))
+    return connect(Target("aws", None, profile, region, told))
 
 
 def _named(options: Options) -> str:

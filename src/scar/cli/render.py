@@ -98,6 +98,25 @@ def data(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
+def document(value: Any) -> None:
+    """A JSON document for a file: indented."""
+    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+
+
+def answers(every: Sequence[Mapping[str, Any]]) -> None:
+    """The end of `-v`: what AWS answered, word for word."""
+    print(json.dumps({"Answers": every}, ensure_ascii=False, default=_plain), flush=True)
+
+
+def valid(names: Sequence[str], found: Sequence[Diagnostic], *, as_json: bool) -> None:
+    """The end of `validate`."""
+    if as_json:
+        told = [_diagnostic_object(d) for d in found]
+        data({"Valid": True, "Functions": list(names), "Warnings": told})
+        return
+    print(f"valid: {', '.join(names)}")
+
+
 def plan(steps: Sequence[Step], *, as_json: bool) -> None:
     """What would be done."""
     if as_json:
@@ -586,6 +605,13 @@ def _run_object(result: RunResult) -> dict[str, Any]:
     if result.job_id:
         told["JobId"] = result.job_id
     return told
+
+
+def _plain(value: Any) -> str:
+    """What JSON has no word for."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

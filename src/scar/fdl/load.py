@@ -15,7 +15,7 @@ from scar.errors import Diagnostic, FdlError
 from scar.fdl import rules as language_rules
 from scar.fdl.retired import retire
 from scar.fdl.rules import Described, DescribedRule, Fault, FunctionRule
-from scar.fdl.schema import AwsFunction, Deployment, StorageProviders
+from scar.fdl.schema import AwsFunction, Deployment, StorageProviders, bounded
 from scar.fdl.source import Loc, Sources, dotted
 
 _CONFIG_KEYS = ("scar", "aws", "oscar")
@@ -306,7 +306,8 @@ def _field_at(loc: Loc) -> FieldInfo | None:
     while loc and isinstance(loc[-1], int):
         loc = loc[:-1]
     model = _model_at(loc[:-1])
-    return _fields_of(model).get(str(loc[-1])) if model and loc else None
+    field = _fields_of(model).get(str(loc[-1])) if model and loc else None
+    return bounded(field) if field else None
 
 
 def _fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:

@@ -79,6 +79,9 @@ _IGNORED = (
 _LATER = (_Later(("batch", "multi_node_parallel"), _is_multi_node),)
 _UDOCKER = "UDOCKER_"
 
+IGNORED_KEYS = {one.path: f"ignored: {one.why}" for one in _IGNORED}
+"""Accepted keys of a function that do nothing, and why."""
+
 
 def retire(sources: Sources) -> tuple[dict[str, Any], list[Fault]]:
     """The merged data without such keys, and what to tell about each."""

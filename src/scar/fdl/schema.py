@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 _RETENTION_DAYS = (
     *(1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731),
@@ -356,6 +357,7 @@ class Iam(Part):
     """`iam`."""
 
     boto_profile: str = "default"
+    """Accepted; the credentials are those of `lambda.boto_profile`."""
     role: Annotated[str, AfterValidator(_role)] = ""
     """ARN of the execution role and job role. `{account_id}` is filled in."""
 
@@ -371,11 +373,15 @@ class CloudWatch(Part):
     """`cloudwatch`."""
 
     boto_profile: str = "default"
+    """Accepted; the credentials are those of `lambda.boto_profile`."""
     region: Region | None = None
+    """Accepted; all that belongs to a function is in `lambda.region`."""
     log_retention_policy_in_days: Annotated[
-        Whole, AfterValidator(_retention), Field(json_schema_extra=_unit("days"))
+        Whole,
+        AfterValidator(_retention),
+        Field(json_schema_extra=_means("a number of days that CloudWatch Logs knows")),
     ] = 30
-    """Days that logs are kept: one of the numbers that CloudWatch Logs knows, 1 to 3653."""
+    """Days that the logs of the function and its jobs are kept, 1 to 3653."""
 
 
 class ApiMethod(Part):
@@ -403,7 +409,9 @@ class ApiGateway(Part):
     name: Annotated[str, AfterValidator(_api_name)] | None = None
     """Name of the REST API; there is one where this is given."""
     boto_profile: str = "default"
+    """Accepted; the credentials are those of `lambda.boto_profile`."""
     region: Region | None = None
+    """Accepted; all that belongs to a function is in `lambda.region`."""
     stage_name: Annotated[str, AfterValidator(_stage_name)] = "scar"
     http_method: Annotated[
         Literal["ANY", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"],
@@ -462,7 +470,9 @@ class Batch(Part):
     """`batch`: the job and the compute environment it runs on."""
 
     boto_profile: str = "default"
+    """Accepted; the credentials are those of `lambda.boto_profile`."""
     region: Region | None = None
+    """Accepted; all that belongs to a function is in `lambda.region`."""
     vcpus: Annotated[
         float,
         BeforeValidator(_not_a_bool),
@@ -589,3 +599,12 @@ class Deployment(Part):
     functions: Functions = Functions()
     storage_providers: StorageProviders = StorageProviders()
     scar: Settings = Settings()
+
+
+def bounded(field: FieldInfo) -> FieldInfo:
+    """What says the bounds: of `Annotated[int, Field(…)] | None` the annotated part."""
+    for part in get_args(field.annotation):
+        for data in getattr(part, "__metadata__", ()):
+            if isinstance(data, FieldInfo) and not field.json_schema_extra:
+                return FieldInfo.from_annotation(part)
+    return field
