@@ -16,6 +16,7 @@ from typing import Any
 from scar_local import batch_changes as changes
 from scar_local import batch_jobs as jobs
 from scar_local import batch_limits as check
+from scar_local import batch_nodes as nodes
 from scar_local.batch_attempts import LogStreams
 from scar_local.batch_changes import now_ms
 from scar_local.batch_limits import Limits, refuse, required
@@ -23,6 +24,7 @@ from scar_local.batch_listing import children, parse_filter, summary, top_level
 from scar_local.batch_loop import Loop, batch_variables
 from scar_local.engines import Engine
 from scar_local.protocol import ACCOUNT_ID, ApiError, Request
+from scar_local.scheduler import total_need
 from scar_local.store import Store
 
 SCHEMA = """
@@ -64,7 +66,7 @@ class Batch:
     ) -> None:
         self._store = store
         self._limits = limits or Limits()
-        store.install(SCHEMA)
+        store.install(SCHEMA + nodes.SCHEMA)
         jobs.install(store)
         self._loop = Loop(store, engine, logs, endpoint, self._limits)
 
@@ -247,10 +249,7 @@ class Batch:
                 "status": "ACTIVE",
                 "type": params["type"],
                 "parameters": params.get("parameters") or {},
-                "containerProperties": {
-                    **{key: [] for key in _LISTS},
-                    **params["containerProperties"],
-                },
+                **_what_runs(params),
                 "containerOrchestrationType": "ECS",
                 "tags": params.get("tags") or {},
                 **{key: params[key] for key in given if params.get(key) is not None},
@@ -315,10 +314,15 @@ class Batch:
             for dependency in job["dependsOn"]:
                 _check_dependency(db, job, dependency)
             environment = queue["computeEnvironmentOrder"][0]["computeEnvironment"]
-            length = check.overrides_length(
-                params.get("containerOverrides") or {}, batch_variables(_last(job), environment)
-            )
-            jobs.insert(db, job, check.need_of(job["container"]), length)
+            if "nodeProperties" in definition:
+                _check_instances(db, queue)
+                _insert_nodes(db, job, params.get("nodeOverrides") or {}, definition)
+            else:
+                length = check.overrides_length(
+                    params.get("containerOverrides") or {},
+                    batch_variables(_last(job), environment),
+                )
+                jobs.insert(db, job, check.need_of(job["container"]), length)
         self._loop.wake()
         return {key: job[key] for key in ("jobArn", "jobName", "jobId")}
 
@@ -329,15 +333,15 @@ class Batch:
             refuse(f"{len(ids)} jobs: DescribeJobs takes up to {_PAGE}")
         db = self._store.read()
         region = f":{request.region}:"
-        found = (jobs.load(db, job_id.rsplit("/", 1)[-1]) for job_id in ids)
-        shown = (jobs.shown(db, job) for job in found if job and region in job["jobArn"])
+        found = (_described(db, job_id.rsplit("/", 1)[-1]) for job_id in ids)
+        shown = (job for job in found if job and region in job["jobArn"])
         return {"jobs": list(shown)}
 
     def list_jobs(self, request: Request) -> dict[str, Any]:
         """ListJobs: of one queue or array, newest first; RUNNING ones unless asked for others."""
         params, db = request.params, self._store.read()
         if params.get("multiNodeJobId"):
-            refuse("multi-node parallel jobs are not in the local cloud yet")
+            return {"jobSummaryList": _nodes_of(db, params)}
         filters = params.get("filters")
         if params.get("arrayJobId"):
             search = children(_job(db, params["arrayJobId"])["jobId"], params.get("jobStatus"))
@@ -405,6 +409,7 @@ class Batch:
         self._loop.wake()
 
     def _terminate(self, job_id: str, reason: str) -> None:
+        job_id = job_id.partition("#")[0]
         with self._store.write() as db:
             jobs.terminate(db, _job(db, job_id), reason, now_ms())
         self._loop.end(job_id, reason)
@@ -553,6 +558,91 @@ def _active(db: sqlite3.Connection, region: str, reference: str) -> dict[str, An
     return active[0]
 
 
+def _what_runs(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A definition's containers, with the empty lists that AWS answers."""
+
+    def filled(container: Mapping[str, Any]) -> dict[str, Any]:
+        return {**{key: [] for key in _LISTS}, **container}
+
+    if params["type"] == "container":
+        return {"containerProperties": filled(params["containerProperties"])}
+    properties = params["nodeProperties"]
+    ranges = [
+        {**one, "container": filled(one["container"])} for one in properties["nodeRangeProperties"]
+    ]
+    return {"nodeProperties": {**properties, "nodeRangeProperties": ranges}}
+
+
+def _check_instances(db: sqlite3.Connection, queue: Mapping[str, Any]) -> None:
+    """Multi-node jobs run on EC2 only; AWS leaves them RUNNABLE for ever elsewhere."""
+    for arn in _order_of(queue):
+        detail = _get(db, _ENVIRONMENT[0], arn) or {}
+        kind = (detail.get("computeResources") or {}).get("type", detail.get("type"))
+        if kind != "EC2":
+            refuse(
+                "multi-node parallel jobs run in managed compute environments of type EC2 only; "
+                f"{arn} is {kind}"
+            )
+
+
+def _insert_nodes(
+    db: sqlite3.Connection,
+    job: jobs.Job,
+    overrides: Mapping[str, Any],
+    definition: Mapping[str, Any],
+) -> None:
+    containers = check.node_containers(definition, overrides)
+    needs = [check.need_of(container) for container in containers]
+    environment = job["jobQueue"]
+    lengths = [
+        check.overrides_length(
+            one.get("containerOverrides") or {}, batch_variables(job, environment)
+        )
+        for one in overrides.get("nodePropertyOverrides") or ()
+    ]
+    jobs.insert(db, job, total_need(needs), max(lengths, default=0))
+    nodes.insert(db, job["jobId"], containers)
+
+
+def _described(db: sqlite3.Connection, job_id: str) -> jobs.Job | None:
+    parent, _, index = job_id.partition("#")
+    job = jobs.load(db, parent)
+    if job is None or "nodeProperties" not in job:
+        return jobs.shown(db, job) if job and not index else None
+    if not index:
+        return nodes.shown(job)
+    found = nodes.nodes(db, job, int(index)) if index.isdigit() else []
+    return found[0] if found else None
+
+
+def _nodes_of(db: sqlite3.Connection, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The nodes of a job in one state, RUNNING unless another is given."""
+    job = _job(db, params["multiNodeJobId"])
+    if "nodeProperties" not in job:
+        refuse(f"Job {job['jobId']} is not a multi-node parallel job")
+    status = params.get("jobStatus", "RUNNING")
+    return [summary(node) for node in nodes.nodes(db, job) if node["status"] == status]
+
+
+def _containers(definition: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job runs: its container (of a multi-node job the main node's), and its nodes."""
+    properties = definition.get("nodeProperties")
+    if properties is None:
+        if params.get("nodeOverrides"):
+            refuse("nodeOverrides are for job definitions of type multinode")
+        container = check.merge(definition, params.get("containerOverrides") or {})
+        return {"container": {**container, "networkInterfaces": []}}
+    for key in ("containerOverrides", "arrayProperties"):
+        if params.get(key):
+            refuse(f"{key} cannot be used with a job definition of type multinode")
+    containers = check.node_containers(definition, params.get("nodeOverrides") or {})
+    main = containers[properties["mainNode"]]
+    return {
+        "container": {**main, "networkInterfaces": []},
+        "nodeProperties": {**properties, "numNodes": len(containers)},
+    }
+
+
 def _new_job(request: Request, queue: Mapping[str, Any], definition: Mapping[str, Any]) -> jobs.Job:
     params, job_id = request.params, str(uuid.uuid4())
     retries = params.get("retryStrategy") or definition.get("retryStrategy") or {}
@@ -568,10 +658,7 @@ def _new_job(request: Request, queue: Mapping[str, Any], definition: Mapping[str
         "dependsOn": params.get("dependsOn") or [],
         "jobDefinition": definition["jobDefinitionArn"],
         "parameters": {**definition["parameters"], **(params.get("parameters") or {})},
-        "container": {
-            **check.merge(definition, params.get("containerOverrides") or {}),
-            "networkInterfaces": [],
-        },
+        **_containers(definition, params),
         "tags": params.get("tags") or {},
         "platformCapabilities": definition.get("platformCapabilities") or [],
         "isCancelled": False,

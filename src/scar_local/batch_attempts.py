@@ -66,7 +66,7 @@ class Attempt:
         try:
             running = self._engine.start(task.spec, lines.add)
         except EngineError as exc:
-            return self._ended_by or Ended(None, NOT_STARTED, _cannot_start(str(exc)))
+            return self._ended_by or Ended(None, NOT_STARTED, cannot_start(str(exc)))
         else:
             end = self._see_through(running, on_running)
         finally:
@@ -181,7 +181,8 @@ class Lines:
             return batch
 
 
-def _cannot_start(message: str) -> str:
+def cannot_start(message: str) -> str:
+    """Why a container never ran, as `reason` says it."""
     known = message.split(":", 1)[0].endswith("Error") and " " not in message.split(":", 1)[0]
     return (message if known else f"CannotPullContainerError: {message}")[:_REASON_LIMIT]
 

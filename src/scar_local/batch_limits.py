@@ -23,6 +23,8 @@ OVERRIDES_LIMIT_CHARACTERS = 8192
 """ECS RunTask's limit for `overrides`; Batch accepts a larger job, which fails when it starts."""
 ARRAY_SIZES = (2, 10_000)
 """Least and most children of an array job."""
+NODES_LIMIT, NODE_RANGES_LIMIT = 1000, 5
+"""Of a multi-node parallel job."""
 ENVIRONMENTS_LIMIT = 50
 QUEUES_LIMIT = 50
 TAGS_LIMIT = 50
@@ -156,20 +158,94 @@ def check_definition(params: Mapping[str, Any], limits: Limits) -> None:
     """RegisterJobDefinition."""
     check_name(required(params, "jobDefinitionName"), "jobDefinitionName")
     kind = required(params, "type")
-    if kind == "multinode" or params.get("nodeProperties"):
-        refuse("multi-node parallel jobs are not in the local cloud yet")
-    if kind != "container":
+    if kind not in ("container", "multinode"):
         refuse(f"type {kind} must be one of container | multinode")
+    multinode = kind == "multinode"
+    if bool(params.get("nodeProperties")) != multinode:
+        refuse("nodeProperties are for type multinode, and type multinode needs them")
     for key in ("ecsProperties", "eksProperties", "consumableResourceProperties"):
         if params.get(key):
             refuse(f"{key} is not in the local cloud yet; use containerProperties")
     check_tags(params.get("tags") or {})
-    _check_container(required(params, "containerProperties"), _is_fargate(params))
+    if multinode:
+        _check_nodes(params)
+    else:
+        _check_container(required(params, "containerProperties"), _is_fargate(params))
     check_retries(params.get("retryStrategy"))
     check_timeout(params.get("timeout"), limits)
     size = len(compact(params).encode())
     if size > DEFINITION_LIMIT_BYTES:
         refuse(f"Job definition size must be less than 24 KiB, got {_kib(size)} KiB")
+
+
+def _check_nodes(params: Mapping[str, Any]) -> None:
+    if _is_fargate(params):
+        refuse("multi-node parallel jobs are not supported on Fargate")
+    if params.get("containerProperties"):
+        refuse("containerProperties are for type container; use nodeProperties")
+    properties = params["nodeProperties"]
+    count, main = required(properties, "numNodes"), properties.get("mainNode")
+    ranges = required(properties, "nodeRangeProperties")
+    if not 1 <= count <= NODES_LIMIT:
+        refuse(f"numNodes ({count}) must be between 1 and {NODES_LIMIT}")
+    if main is None or not 0 <= main < count:
+        refuse(f"mainNode ({main}) must be between 0 and numNodes - 1 ({count - 1})")
+    if len(ranges) > NODE_RANGES_LIMIT:
+        refuse(f"{len(ranges)} node ranges, at most {NODE_RANGES_LIMIT} are possible")
+    for one in ranges:
+        if one.get("ecsProperties") or one.get("eksProperties"):
+            refuse("ecsProperties of a node range are not in the local cloud yet; use container")
+        _check_container(required(one, "container"), False)
+    if set(range(count)) - {i for one in ranges for i in nodes_in(one["targetNodes"], count)}:
+        refuse(f"nodeRangeProperties: the ranges must account for all nodes (0:{count - 1})")
+
+
+def nodes_in(text: str, count: int) -> range:
+    """The indexes that `0:3`, `1:`, `:2` or `4` mean of `count` nodes."""
+    match = re.fullmatch(r"(\d*)(:?)(\d*)", text)
+    if not match or not text or (match[1] == "" and match[2] == ""):
+        refuse(f"targetNodes `{text}` must be a range such as 0:3, 1: or 2")
+    first = int(match[1] or 0)
+    last = int(match[3]) if match[3] else count - 1 if match[2] else first
+    if last < first or last >= count:
+        refuse(f"targetNodes `{text}`: its nodes must be between 0 and {count - 1}")
+    return range(first, last + 1)
+
+
+def resized(properties: Mapping[str, Any], overrides: Mapping[str, Any]) -> int:
+    """How many nodes a job has, as its definition or submission says."""
+    wanted = overrides.get("numNodes")
+    if wanted is None:
+        return int(properties["numNodes"])
+    ends = [one["targetNodes"] for one in properties["nodeRangeProperties"]]
+    if not any(end.endswith(":") for end in ends):
+        refuse("nodeOverrides: numNodes needs a node range with an open upper boundary (`0:`)")
+    lower = max(int(end.partition(":")[0] or 0) for end in ends)
+    if wanted <= lower or wanted <= properties["mainNode"] or wanted > NODES_LIMIT:
+        refuse(
+            f"nodeOverrides: numNodes ({wanted}) must be greater than the main node's index and "
+            f"each range's lower boundary ({lower}), and at most {NODES_LIMIT}"
+        )
+    return int(wanted)
+
+
+def node_containers(
+    definition: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The containers of a job's nodes, by index; a nested range overrides the wider one."""
+    properties = definition["nodeProperties"]
+    count = resized(properties, overrides)
+    found: dict[int, Mapping[str, Any]] = {}
+    sized = [(nodes_in(r["targetNodes"], count), r) for r in properties["nodeRangeProperties"]]
+    for indexes, one in sorted(sized, key=lambda pair: -len(pair[0])):
+        found |= dict.fromkeys(indexes, one["container"])
+    if len(found) < count:
+        refuse(f"nodeRangeProperties: the ranges must account for all nodes (0:{count - 1})")
+    for one in overrides.get("nodePropertyOverrides") or ():
+        for index in nodes_in(one["targetNodes"], count):
+            base = {"containerProperties": found[index]}
+            found[index] = merge(base, one.get("containerOverrides") or {})
+    return [dict(found[index]) for index in range(count)]
 
 
 def _is_fargate(definition: Mapping[str, Any]) -> bool:
@@ -295,8 +371,13 @@ def check_submission(params: Mapping[str, Any], limits: Limits) -> None:
     size = (params.get("arrayProperties") or {}).get("size")
     if size is not None and not ARRAY_SIZES[0] <= size <= ARRAY_SIZES[1]:
         refuse(f"arrayProperties: size ({size}) must be between 2 and 10,000")
-    if params.get("nodeOverrides"):
-        refuse("multi-node parallel jobs are not in the local cloud yet")
+    nodes = params.get("nodeOverrides") or {}
+    if nodes and (size is not None or params.get("containerOverrides")):
+        refuse("nodeOverrides cannot be used with arrayProperties or containerOverrides")
+    for one in nodes.get("nodePropertyOverrides") or ():
+        if one.get("ecsPropertiesOverride") or one.get("instanceTypes"):
+            refuse("of nodePropertyOverrides the local cloud has containerOverrides only, yet")
+        check_variables((one.get("containerOverrides") or {}).get("environment") or ())
     for key in ("eksPropertiesOverride", "ecsPropertiesOverride", "shareIdentifier"):
         if params.get(key):
             refuse(f"{key} is not in the local cloud yet")

@@ -16,9 +16,14 @@ def summary(job: Job) -> dict[str, Any]:
         *("startedAt", "stoppedAt", "jobDefinition", "arrayProperties"),
     )
     summary = {key: job[key] for key in keys if key in job}
-    container = {k: job["container"][k] for k in ("exitCode", "reason") if k in job["container"]}
+    own = {} if "nodeProperties" in job else job["container"]
+    container = {k: own[k] for k in ("exitCode", "reason") if k in own}
     if container:
         summary["container"] = container
+    if "nodeProperties" in job:
+        summary["nodeProperties"] = {"numNodes": job["nodeProperties"]["numNodes"]}
+    if "nodeDetails" in job:
+        summary["nodeProperties"] = job["nodeDetails"]
     return summary | {key: True for key in ("isCancelled", "isTerminated") if job[key]}
 
 

@@ -22,12 +22,22 @@ from dataclasses import replace
 from typing import Any
 
 from scar_local import batch_jobs as jobs
+from scar_local import batch_nodes as nodes
 from scar_local.batch_attempts import Attempt, LogStreams, Task
 from scar_local.batch_changes import now_ms
 from scar_local.batch_limits import OVERRIDES_LIMIT_CHARACTERS, Limits, need_of
+from scar_local.batch_nodes import NodesAttempt
 from scar_local.engines import ContainerSpec, Engine
 from scar_local.protocol import ACCOUNT_ID
-from scar_local.scheduler import Decisions, Ended, Environment, Held, Queue, decide
+from scar_local.scheduler import (
+    Decisions,
+    Ended,
+    Environment,
+    Held,
+    Queue,
+    decide,
+    total_need,
+)
 from scar_local.store import Store
 
 TOO_LONG = f"Container Overrides length must be at most {OVERRIDES_LIMIT_CHARACTERS}"
@@ -56,7 +66,7 @@ class Loop:
         self._woken = threading.Condition()
         self._work = self._stopping = False
         # By container name, not by job: the next attempt may begin before this one is cleared away.
-        self._attempts: dict[str, Attempt] = {}
+        self._attempts: dict[str, Attempt | NodesAttempt] = {}
         self._threads: dict[str, threading.Thread] = {}
         self._thread: threading.Thread | None = None
         self._settled = 0
@@ -126,7 +136,7 @@ class Loop:
             self._work = False
             return not self._stopping
 
-    def _place(self) -> list[Attempt]:
+    def _place(self) -> list[Attempt | NodesAttempt]:
         with self._store.write() as db:
             jobs.admit(db, now_ms())
             held = [Held(a.task.environment, a.task.need) for a in self._attempts.values()]
@@ -159,7 +169,9 @@ class Loop:
             if job and job.get("statusReason") != reason:
                 jobs.save(db, {**job, "statusReason": reason})
 
-    def _begin(self, db: sqlite3.Connection, job_id: str, environment: str) -> Attempt | None:
+    def _begin(
+        self, db: sqlite3.Connection, job_id: str, environment: str
+    ) -> Attempt | NodesAttempt | None:
         job = jobs.load(db, job_id)
         if job is None:
             return None
@@ -170,16 +182,39 @@ class Loop:
             jobs.fail(db, job, TOO_LONG, now_ms())
             self.wake()
             return None
+        if "nodeProperties" in job:
+            return self._begin_nodes(db, job, environment)
         task = _task(job, environment, task_id, self._endpoint())
         return Attempt(task, self._engine, self._logs, self._limits.stop_grace_s)
 
-    def _launch(self, attempt: Attempt) -> None:
+    def _begin_nodes(self, db: sqlite3.Connection, job: jobs.Job, environment: str) -> NodesAttempt:
+        job_id, properties = job["jobId"], job["nodeProperties"]
+        tasks = []
+        for index, container in enumerate(nodes.containers(db, job_id)):
+            nodes.note(db, job_id, index, {})
+            node = {**job, "jobId": f"{job_id}#{index}", "container": container}
+            task = _task(node, environment, uuid.uuid4().hex, self._endpoint())
+            variables = {**task.spec.environment, **nodes.node_variables(index, properties)}
+            tasks.append(replace(task, spec=replace(task.spec, environment=variables)))
+        main = tasks.pop(properties["mainNode"])
+        tasks.insert(0, main)
+        whole = replace(main, job=job_id, need=total_need([task.need for task in tasks]))
+        engine, logs = self._engine, self._logs
+        attempt = NodesAttempt(tasks, whole, engine, logs, self._limits.stop_grace_s)
+        attempt.note = lambda index, state: self._note_node(job_id, index, state)
+        return attempt
+
+    def _note_node(self, job_id: str, index: int, state: Mapping[str, Any]) -> None:
+        with self._store.write() as db:
+            nodes.note(db, job_id, index, state)
+
+    def _launch(self, attempt: Attempt | NodesAttempt) -> None:
         name = attempt.task.spec.name
         thread = threading.Thread(target=self._attempt, args=(attempt,), name=name, daemon=True)
         self._threads[name] = thread
         thread.start()
 
-    def _attempt(self, attempt: Attempt) -> None:
+    def _attempt(self, attempt: Attempt | NodesAttempt) -> None:
         task = attempt.task
         try:
             ended = attempt.run(lambda: self._note_running(task))
@@ -215,6 +250,7 @@ class Loop:
     def _forget(self, db: sqlite3.Connection) -> None:
         oldest_ms = now_ms() - int(self._limits.keep_days * _DAY_MS)
         jobs.forget(db, oldest_ms, self._limits.keep_finished)
+        nodes.forget(db)
 
 
 def batch_variables(job: jobs.Job, environment: str) -> dict[str, str]:
@@ -252,7 +288,7 @@ def _task(job: jobs.Job, environment: str, task_id: str, endpoint: str) -> Task:
     attempt = len(job["attempts"]) + 1
     region = _region(environment)
     spec = ContainerSpec(
-        name=f"job-{job['jobId'].replace(':', '-')}-{attempt}",
+        name=f"job-{re.sub('[:#]', '-', job['jobId'])}-{attempt}",
         image=container["image"],
         environment={
             "AWS_REGION": region,

@@ -33,6 +33,15 @@ class Need:
     gpus: int = 0
 
 
+def total_need(needs: Sequence[Need]) -> Need:
+    """What the nodes of a multi-node job ask for together."""
+    return Need(
+        sum(need.vcpus for need in needs),
+        sum(need.memory_mib for need in needs),
+        sum(need.gpus for need in needs),
+    )
+
+
 @dataclass(frozen=True)
 class Host:
     """What this machine has for jobs."""

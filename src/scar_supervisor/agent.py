@@ -194,7 +194,8 @@ class Connection:
         self._closing = False
         self.is_open = True
         self.last_heard = time.monotonic()
-        self.peer_ip, self.own_ip = peer.getpeername()[0], peer.getsockname()[0]
+        self.peer_ip: str = peer.getpeername()[0]
+        self.own_ip: str = peer.getsockname()[0]
         self._watch()
         self._flush()
 

@@ -195,7 +195,8 @@ class _NodeProcess:
         return mnp_environment.with_defaults(own, self._more, self._path)
 
     def _describe(self, ip: str, port: int) -> Node:
-        interface, network = find_interface(ip)
+        # A job of one node may have nothing but loopback, which no launcher wants to be given.
+        interface, network = ("", "") if ip.startswith("127.") else find_interface(ip)
         settings, hostname = self._settings, socket.gethostname()
         return Node(settings.index, ip, port, settings.slots, hostname, interface, network)
 
@@ -381,9 +382,8 @@ class _Main(_NodeProcess):
         return self._worker.is_staged and all(m.is_staged for m in self._members.values())
 
     def _own_address(self) -> str:
-        for member in self._members.values():
-            return member.connection.own_ip
-        return own_ip()
+        own = [member.connection.own_ip for member in self._members.values()]
+        return own[0] if own else own_ip()
 
     def _on_hello(self, connection: Connection, payload: bytes) -> None:
         count = self._settings.count

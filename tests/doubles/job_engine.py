@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from scar_local.engines import ContainerSpec, EngineError, Exit
+from scar_local.engines import ContainerSpec, EngineError, Exit, NodeAddress
 
 
 class JobProcess:
@@ -44,12 +44,28 @@ class JobProcess:
         self._process.wait()
 
 
+class Loopback:
+    """A network whose nodes are all here."""
+
+    def __init__(self, count: int, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.nodes = [NodeAddress("lo", f"127.0.0.{10 + i}", f"n{i}") for i in range(count)]
+
+    def close(self) -> None:
+        return
+
+
 @dataclass
 class JobEngine:
     """Runs `spec.command`; knows every image but `missing:latest`. Remembers what it started."""
 
     name: str = "processes"
     specs: list[ContainerSpec] = field(default_factory=list)
+
+    def open_network(self, image: str, count: int, endpoint: str) -> Loopback:
+        if image == "lonely:latest":
+            raise EngineError("no network can be made here")
+        return Loopback(count, endpoint)
 
     def start(self, spec: ContainerSpec, on_output: Callable[[str], None]) -> JobProcess:
         if spec.image == "missing:latest":

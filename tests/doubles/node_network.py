@@ -6,6 +6,7 @@ own, and a second interface as ECS tasks have (`ecs-eth0`), which reaches no oth
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -152,9 +153,10 @@ class Network:
     def signal(self, index: int, number: int) -> None:
         """Send a signal to the node's first process, its supervisor."""
         for pid in self._pids(index):
-            status = Path(f"/proc/{pid}/status").read_text()
-            if re.search(r"^NSpid:.*\t1$", status, re.MULTILINE):
-                os.kill(pid, number)
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                status = Path(f"/proc/{pid}/status").read_text()
+                if re.search(r"^NSpid:.*\t1$", status, re.MULTILINE):
+                    os.kill(pid, number)
 
     def _pids(self, index: int) -> list[int]:
         listed = subprocess.run(

@@ -235,7 +235,7 @@ RULE = {"action": "EXIT", "onExitCode": "1"}
     ("definition", "container", "words"),
     [
         ({"jobDefinitionName": "a b"}, {}, "1 to 128"),
-        ({"type": "multinode"}, {}, "multi-node parallel jobs are not in the local cloud yet"),
+        ({"type": "multinode"}, {}, "type multinode needs them"),
         ({}, {"image": ""}, "image is required"),
         ({}, {"resourceRequirements": needs()[:1]}, "must contain the memory"),
         ({}, {"resourceRequirements": needs()[1:]}, "must contain the vCPUs"),
@@ -269,7 +269,7 @@ def test_definitions_that_aws_would_refuse_are_refused(
         ({"jobQueue": "none"}, "not found"),
         ({"arrayProperties": {"size": 1}}, "between 2 and 10,000"),
         ({"arrayProperties": {"size": 10_001}}, "between 2 and 10,000"),
-        ({"nodeOverrides": {"numNodes": 2}}, "multi-node parallel jobs are not"),
+        ({"nodeOverrides": {"numNodes": 2}}, "job definitions of type multinode"),
         ({"dependsOn": [{"jobId": "x"}] * 21}, "up to 20 jobs"),
         ({"dependsOn": [{"jobId": "x"}]}, "Job x in dependsOn not found"),
         ({"dependsOn": [{"type": "SEQUENTIAL"}]}, "array jobs"),

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from scar_local.engines.networks import JobNetwork
+
+
+@dataclass(frozen=True)
+class NodeAddress:
+    """Where one node of a multi-node job is: a network of the engine's, address, host name."""
+
+    network: str
+    ip: str
+    hostname: str
 
 
 @dataclass(frozen=True)
@@ -22,6 +34,8 @@ class ContainerSpec:
     vcpus: float = 1.0
     read_only_root: bool = True
     """Lambda: read-only root, writable /tmp. Batch: everything is writable (and thrown away)."""
+    address: NodeAddress | None = None
+    """On a network of its own, instead of the host's."""
 
 
 @dataclass(frozen=True)
@@ -63,4 +77,10 @@ class Engine(Protocol):
 
         Every line has been passed on before `Running.wait` answers.
         Raises EngineError when it could not start.
+        """
+
+    def open_network(self, image: str, count: int, endpoint: str) -> JobNetwork:
+        """A network for `count` nodes of an image, from which `endpoint` can be reached.
+
+        Raises EngineError where none can be made here.
         """

@@ -19,6 +19,7 @@ from scar_local.engines import ContainerSpec, EngineError, Running
 from scar_local.engines.bubblewrap import Bubblewrap
 from scar_local.engines.docker import Docker
 from scar_local.engines.limits import Limits, find_limits
+from scar_local.engines.networks import JobNetwork, NamespaceNetworks
 from scar_local.engines.process import HostProcess
 from scar_local.engines.rootfs import RootFileSystems, disk_bytes, remove_tree
 from scar_local.engines.runner import Probe, Runner, Shared
@@ -79,14 +80,16 @@ class AutoEngine:
         self._lock = threading.Lock()
         self._settling = threading.Lock()
         self._limits: Limits | None = None
+        self._cgroup_prefix = f"scar-{_short_hash(str(directory.resolve()))}-"
+        self._networks = NamespaceNetworks(self._cgroup_prefix)
         shared = Shared(
             self._scratch,
             self._roots,
             self._find_limits,
             self._find_package_parent,
             Spawner(),
+            self._networks,
         )
-        self._cgroup_prefix = f"scar-{_short_hash(str(directory.resolve()))}-"
         self._docker = Docker(directory, images.address)
         self._bubblewrap = Bubblewrap(shared)
         self._process = HostProcess(shared)
@@ -107,6 +110,10 @@ class AutoEngine:
             self._running = [other for other in self._running if other.wait(0) is None]
             self._running.append(running)
         return running
+
+    def open_network(self, image: str, count: int, endpoint: str) -> JobNetwork:
+        """A network for a multi-node job of an image. Raises EngineError."""
+        return self._runner_of(self._images.resolve(image)).open_network(count, endpoint)
 
     def prepare(self) -> None:
         """Settle now what the first start would have to; for a thread of the daemon's."""
@@ -174,6 +181,9 @@ class AutoEngine:
         for thread in threads:
             thread.join()
 
+    def _runner_of(self, image: StoredImage) -> Runner:
+        return self._host_runner() if is_host_image(image.config) else self._image_runner()
+
     def _image_runner(self) -> Runner:
         runners: tuple[Runner, ...] = (self._docker, self._bubblewrap)
         forced = os.environ.get(ENGINE_VARIABLE)
@@ -225,6 +235,7 @@ class AutoEngine:
     def _sweep(self) -> None:
         """Clear away what an earlier run left; slow removals do not delay the start."""
         self._process.sweep()
+        self._networks.sweep()
         left = [*self._scratch.iterdir(), *self._roots.take_unused(self._images.layer_chains())]
         if left:
             threading.Thread(target=_remove_all, args=(left,), name="sweep", daemon=True).start()

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scar_local.engines import ContainerSpec, EngineError, Exit, Running
+from scar_local.engines import ContainerSpec, EngineError, Exit, NodeAddress, Running
 from scar_local.engines.limits import OOM_REASON, Group
+from scar_local.engines.networks import JobNetwork
 from scar_local.engines.rootfs import make_directory, remove_tree
 from scar_local.engines.runner import Probe, Shared
 from scar_local.engines.settings import (
@@ -105,6 +106,10 @@ class Bubblewrap:
             clear()
             raise
 
+    def open_network(self, count: int, endpoint: str) -> JobNetwork:
+        """A network of namespaces. Raises EngineError."""
+        return self._shared.networks.open(count, endpoint)
+
     def _start(
         self,
         spec: ContainerSpec,
@@ -118,7 +123,7 @@ class Bubblewrap:
         except OSError as exc:
             raise EngineError(f"memory and CPU limits cannot be set: {exc}") from exc
         try:
-            held = _launch(self._shared.spawner, settings, command)
+            held = _launch(self._shared.spawner, settings, command, spec.address)
             container = _Container(held, group, clear)
             container.begin(spec.name, on_output)
         except BaseException:
@@ -244,7 +249,9 @@ class _Container:
         return Exit(_NEVER_RAN, reason=f"CannotStartContainerError: {self._last_line}")
 
 
-def _launch(spawner: Spawner, settings: Settings, command: list[str]) -> _Held:
+def _launch(
+    spawner: Spawner, settings: Settings, command: list[str], address: NodeAddress | None
+) -> _Held:
     arguments = _memory_file(_arguments(settings))
     status, status_end = os.pipe()
     go_end, go = os.pipe()
@@ -253,6 +260,7 @@ def _launch(spawner: Spawner, settings: Settings, command: list[str]) -> _Held:
         process = spawner.spawn(
             Start(
                 [
+                    *_inside(address),
                     *(command[0], "--args", str(arguments), "--json-status-fd", str(status_end)),
                     *("--block-fd", str(go_end), *command[1:], "--chdir", settings.directory),
                     *("--", *settings.argv),
@@ -274,6 +282,10 @@ def _launch(spawner: Spawner, settings: Settings, command: list[str]) -> _Held:
     output = os.dup(process.stdout.fileno())
     process.stdout.close()
     return _Held(process, output, status, go, _first_pid(process, output, status, go))
+
+
+def _inside(address: NodeAddress | None) -> tuple[str, ...]:
+    return ("nsenter", f"--net=/run/netns/{address.network}") if address else ()
 
 
 def _first_pid(process: subprocess.Popen[bytes], output: int, status: int, go: int) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from scar_local.engines import ContainerSpec, EngineError, Exit, Running
 from scar_local.engines.limits import OOM_REASON
+from scar_local.engines.networks import DockerNetwork, JobNetwork
 from scar_local.engines.runner import Probe
 from scar_local.engines.settings import check_words
 from scar_local.engines.spawn import Lines
@@ -82,6 +83,7 @@ class Docker:
                 environment=dict(spec.environment),
                 labels={LABEL: str(self._data), "scar.name": spec.name},
                 host_config=self._host_config(client, spec, image),
+                **_placed(client, spec),
             )
         except (docker.errors.DockerException, OSError) as exc:
             raise EngineError(f"CannotPullContainerError: {_short(exc)}") from exc
@@ -93,8 +95,12 @@ class Docker:
             raise EngineError(f"CannotStartContainerError: {_short(exc)}") from exc
         return container
 
+    def open_network(self, count: int, endpoint: str) -> JobNetwork:
+        """A bridge network. Raises EngineError."""
+        return DockerNetwork(self._connected(), {LABEL: str(self._data)}, count, endpoint)
+
     def sweep(self) -> None:
-        """Remove the containers that an earlier run of this local cloud left."""
+        """Remove the containers and networks that an earlier run of this local cloud left."""
         import docker
 
         client = self._connected()
@@ -103,6 +109,9 @@ class Docker:
                 all=True, quiet=True, filters={"label": f"{LABEL}={self._data}"}
             ):
                 _remove(client, item["Id"])
+            mine = {"label": f"{LABEL}={self._data}"}
+            for network in client.api.networks(filters=mine):
+                client.api.remove_network(network["Id"])
         except (docker.errors.DockerException, OSError) as exc:
             raise EngineError(f"containers of an earlier run stay: {_short(exc)}") from exc
 
@@ -162,7 +171,7 @@ class Docker:
     ) -> dict[str, Any]:
         memory = spec.memory_mib << 20
         config: dict[str, Any] = client.api.create_host_config(
-            network_mode="host",
+            network_mode=spec.address.network if spec.address else "host",
             mem_limit=memory,
             memswap_limit=memory,
             nano_cpus=int(min(spec.vcpus, self._cpus) * 1e9),
@@ -262,6 +271,15 @@ class _Container:
         finally:
             self.remove()
             self._done.set()
+
+
+def _placed(client: DockerClient, spec: ContainerSpec) -> dict[str, Any]:
+    """Where a node of a multi-node job is on its network."""
+    if spec.address is None:
+        return {}
+    endpoint = client.api.create_endpoint_config(ipv4_address=spec.address.ip)
+    networking = {"EndpointsConfig": {spec.address.network: endpoint}}
+    return {"hostname": spec.address.hostname, "networking_config": networking}
 
 
 def _tmp(spec: ContainerSpec, image: StoredImage) -> dict[str, Any]:

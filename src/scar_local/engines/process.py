@@ -18,6 +18,7 @@ from pathlib import Path
 
 from scar_local.engines import ContainerSpec, EngineError, Exit, Running
 from scar_local.engines.limits import OOM_REASON, Group
+from scar_local.engines.networks import JobNetwork
 from scar_local.engines.rootfs import remove_tree
 from scar_local.engines.runner import Probe, Shared
 from scar_local.engines.settings import host_settings, is_host_image
@@ -58,6 +59,13 @@ class HostProcess:
         except BaseException:
             self._shared.roots.give_back(layer)
             raise
+
+    def open_network(self, count: int, endpoint: str) -> JobNetwork:
+        """Never: a plain process has the machine's address. Raises EngineError."""
+        raise EngineError(
+            "multi-node jobs need an address for every node, which plain processes have not; "
+            "install bubblewrap and run the local cloud as root"
+        )
 
     def _run(self, spec: ContainerSpec, layer: Path, on_output: Callable[[str], None]) -> Running:
         directory = self._shared.scratch / uuid.uuid4().hex

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from scar_local.engines import ContainerSpec, Running
 from scar_local.engines.limits import Limits
+from scar_local.engines.networks import JobNetwork, NamespaceNetworks
 from scar_local.engines.rootfs import RootFileSystems
 from scar_local.engines.spawn import Spawner
 from scar_local.image_store import StoredImage
@@ -34,6 +35,7 @@ class Shared:
     package_parent: Callable[[], Path]
     """The directory of the supervisor's package, for the image `host`. Raises EngineError."""
     spawner: Spawner
+    networks: NamespaceNetworks
 
 
 class Runner(Protocol):
@@ -48,3 +50,6 @@ class Runner(Protocol):
         self, spec: ContainerSpec, image: StoredImage, on_output: Callable[[str], None]
     ) -> Running:
         """Start a container. Raises EngineError."""
+
+    def open_network(self, count: int, endpoint: str) -> JobNetwork:
+        """A network for a multi-node job. Raises EngineError."""
