@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import shutil
 import tarfile
 import threading
@@ -31,6 +30,7 @@ from scar.images.streams import (
     PART_BYTES,
     Checked,
     Packing,
+    Reading,
     damaged,
     forget,
     packing_of,
@@ -268,15 +268,12 @@ class _Folder:
         return self._path / name
 
 
-class _Section(io.RawIOBase):
+class _Section(Reading):
     """A part of a file, read on its own so that threads may."""
 
     def __init__(self, path: Path, offset: int, size: int) -> None:
         self._file, self._left = path.open("rb"), size
         self._file.seek(offset)
-
-    def readable(self) -> bool:
-        return True
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(self._left if size < 0 else min(size, self._left))

@@ -6,7 +6,6 @@ upload: ECR drops the second PATCH of a chunked one.
 
 from __future__ import annotations
 
-import io
 import ssl
 import threading
 import time
@@ -31,7 +30,7 @@ from scar.images.manifests import (
     find,
     parsed,
 )
-from scar.images.streams import Checked, CorruptBlob
+from scar.images.streams import Checked, CorruptBlob, Reading
 from scar.images.tokens import Authorization, Challenged
 
 ACCEPT = ", ".join([*MANIFEST_TYPES.values(), *INDEX_TYPES])
@@ -280,7 +279,7 @@ class Repository:
         return RegistryError(self._named, why.rstrip(), hint, answer.status)
 
 
-class _Resuming(io.RawIOBase):
+class _Resuming(Reading):
     """A blob's bytes, asked for again from where they broke off."""
 
     def __init__(

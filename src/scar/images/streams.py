@@ -32,7 +32,21 @@ class CorruptBlob(ImageError):
     """A blob's bytes are not those its digest names."""
 
 
-class Checked(io.RawIOBase):
+class Reading(io.RawIOBase):
+    """A stream that is made by giving it `read`; never more than it is asked for."""
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into `buffer`: how many bytes; 0 at the end."""
+        data = self.read(len(buffer)) or b""
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class Checked(Reading):
     """A stream that raises CorruptBlob at its end where size or digest are not as they should be.
 
     `named` is the image as the user wrote it.
@@ -41,10 +55,6 @@ class Checked(io.RawIOBase):
     def __init__(self, stream: BinaryIO, digest: str, size_bytes: int, named: str) -> None:
         self._stream, self._digest, self._named = stream, digest, named
         self._left, self._hash = size_bytes, hashlib.sha256()
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
 
     def read(self, size: int = -1) -> bytes:
         """At most `size` bytes; b"" at the end."""
