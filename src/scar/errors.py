@@ -8,6 +8,7 @@ ScarError                                                                 exit 1
 ├── CloudError           AWS (or the local cloud) refused or failed a call    exit 3
 ├── ImageError           a registry or an image archive said no               exit 3
 ├── ApplyError           a plan stopped half way; says what is done and left  exit 4
+├── TransferFailed       some files were copied, others could not be          exit 4
 └── FunctionFailed       the user's function said no                          exit 5
 """
 
@@ -110,6 +111,19 @@ class ApplyError(ScarError):
     def __init__(self, failed: str, why: str, done: Sequence[str], left: Sequence[str]) -> None:
         super().__init__(f"could not {failed}")
         self.why, self.done, self.left = why, tuple(done), tuple(left)
+
+
+class TransferFailed(ScarError):
+    """Some files of `put` or `get` were not copied; `faults` names each and says why.
+
+    Running the same command again copies what is left.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, faults: Sequence[str], hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.faults = tuple(faults)
 
 
 class FunctionFailed(ScarError):

@@ -9,13 +9,22 @@ from datetime import UTC, datetime
 
 import pytest
 
-from scar.aws.buckets import ObjectInfo
 from scar.aws.functions import FunctionInfo
+from scar.aws.objects import ObjectInfo
 from scar.cli import render
-from scar.errors import ApplyError, CloudError, Diagnostic, FdlError, FunctionFailed, Place
+from scar.errors import (
+    ApplyError,
+    CloudError,
+    Diagnostic,
+    FdlError,
+    FunctionFailed,
+    Place,
+    TransferFailed,
+)
 from scar.invoke import RunResult
 from scar.plan.diff import Step, Verb
 from scar.plan.resources import Bucket, Function
+from scar.storage import Transfer
 
 COW = FunctionInfo("cow", 512, 300, "host", "", "5.0", "lambda")
 RAN = RunResult(200, b"moo\n", "id-1", "/aws/lambda/cow", "stream", None)
@@ -108,13 +117,47 @@ def test_output_that_is_no_text_passes_through_byte_for_byte(monkeypatch: pytest
 
 def test_objects_are_keys_without_folder_markers(capsys: pytest.CaptureFixture[str]):
     when = datetime(2026, 1, 2, tzinfo=UTC)
-    found = [ObjectInfo("in/", 0, when), ObjectInfo("in/a b", 3, when)]
+    found = [ObjectInfo("in/", 0, when, "e"), ObjectInfo("in/a b", 3, when, "e")]
     render.objects(found, as_json=False)
     render.objects(found, as_json=True)
     assert capsys.readouterr().out == (
         'in/a b\n{"Objects": [{"Key": "in/a b", "Size": 3, '
-        '"LastModified": "2026-01-02T00:00:00+00:00"}]}\n'
+        '"LastModified": "2026-01-02T00:00:00+00:00", "ETag": "e"}]}\n'
     )
+
+
+def test_transfers_are_talk_for_people_and_data_for_programs(capsys: pytest.CaptureFixture[str]):
+    sent, same = Transfer("a", "b/a", 1500), Transfer("c", "b/c", 2, "unchanged")
+    with render.transferring() as shown:
+        shown.show([sent, same], as_json=False)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == ("a -> b/a\nc -> b/c (unchanged)\n1 file copied (1.5 kB), 1 unchanged\n")
+    with render.transferring() as shown:
+        shown.show([sent, same], as_json=True)
+        shown.show([], as_json=True)
+    assert capsys.readouterr().out == (
+        '{"Transfers": [{"Source": "a", "Target": "b/a", "Size": 1500, "Status": "done"}, '
+        '{"Source": "c", "Target": "b/c", "Size": 2, "Status": "unchanged"}]}\n'
+        '{"Transfers": []}\n'
+    )
+
+
+def test_what_was_copied_before_a_failure_is_still_a_whole_json_value(
+    capsys: pytest.CaptureFixture[str],
+):
+    def done():
+        yield Transfer("a", "b/a", 1)
+        raise TransferFailed("1 of 2 files were not sent", ["`c` is bad"])
+
+    with pytest.raises(TransferFailed) as caught, render.transferring() as shown:
+        shown.show(done(), as_json=True)
+    render.error(caught.value, as_json=True)
+    told = capsys.readouterr()
+    first, second = map(json.loads, told.out.splitlines())
+    assert first["Transfers"][0]["Target"] == "b/a"
+    assert second["error"]["faults"] == ["`c` is bad"]
+    assert told.err.endswith("error: 1 of 2 files were not sent\n   `c` is bad\n")
 
 
 def test_a_plan_tells_reasons_and_counts(capsys: pytest.CaptureFixture[str]):

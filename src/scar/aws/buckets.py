@@ -1,11 +1,8 @@
-"""S3: buckets, their triggers, and the objects in them."""
+"""S3: buckets and their triggers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote_plus, unquote_plus
 
@@ -16,31 +13,9 @@ from scar.errors import CloudError
 from scar.plan.resources import Bucket, BucketTrigger
 
 if TYPE_CHECKING:
-    from boto3.s3.transfer import TransferConfig
     from types_boto3_s3.type_defs import LambdaFunctionConfigurationTypeDef
 
-TRANSFERS = 16
-"""Requests to S3 at a time, over all files of a command."""
-
 _CREATED: Literal["s3:ObjectCreated:*"] = "s3:ObjectCreated:*"
-
-
-@dataclass(frozen=True)
-class ObjectInfo:
-    """One object."""
-
-    key: str
-    size_bytes: int
-    modified: datetime
-
-
-@dataclass(frozen=True)
-class Copy:
-    """One file to upload, or one object to download; `on_bytes` hears of every part copied."""
-
-    path: Path
-    key: str
-    on_bytes: Callable[[int], None]
 
 
 class Buckets:
@@ -157,79 +132,6 @@ class BucketTriggers:
                 self._client.put_bucket_notification_configuration(
                     Bucket=bucket, NotificationConfiguration=changed
                 )
-
-
-def objects(account: Account, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
-    """Every object whose key starts with `prefix`, in the order of S3.
-
-    Raises CloudError; the code is NoSuchBucket where there is no such bucket.
-    """
-    with speaking_to("s3"):
-        pages = (
-            account.client("s3")
-            .get_paginator("list_objects_v2")
-            .paginate(Bucket=bucket, Prefix=prefix)
-        )
-        for page in pages:
-            for item in page.get("Contents", []):
-                yield ObjectInfo(item["Key"], item["Size"], item["LastModified"])
-
-
-def upload(account: Account, bucket: str, files: Iterable[Copy]) -> None:
-    """Store files as objects, many at a time; large ones in parts.
-
-    Raises CloudError at the first that fails; the others that have begun are finished or undone.
-    """
-    from boto3.s3.transfer import create_transfer_manager
-
-    with speaking_to("s3"), create_transfer_manager(account.client("s3"), _transfers()) as manager:
-        waiting = [
-            manager.upload(str(one.path), bucket, one.key, subscribers=_heard_by(one))
-            for one in files
-        ]
-        for future in waiting:
-            future.result()
-
-
-def download(account: Account, bucket: str, files: Iterable[Copy]) -> None:
-    """Fetch objects into files, many at a time; a file appears under its name when it is whole.
-
-    Raises CloudError at the first that fails.
-    """
-    from boto3.s3.transfer import create_transfer_manager
-
-    with speaking_to("s3"), create_transfer_manager(account.client("s3"), _transfers()) as manager:
-        waiting = [
-            manager.download(bucket, one.key, str(one.path), subscribers=_heard_by(one))
-            for one in files
-        ]
-        for future in waiting:
-            future.result()
-
-
-def _heard_by(one: Copy) -> list[Any]:
-    return [_Progress(one.on_bytes)]
-
-
-class _Progress:
-    """What s3transfer calls a subscriber."""
-
-    def __init__(self, on_bytes: Callable[[int], None]) -> None:
-        self._on_bytes = on_bytes
-
-    def on_progress(self, future: Any, bytes_transferred: int, **_: Any) -> None:
-        self._on_bytes(bytes_transferred)
-
-
-def _transfers() -> TransferConfig:
-    from boto3.s3.transfer import TransferConfig
-
-    return TransferConfig(
-        multipart_threshold=16 << 20,
-        multipart_chunksize=8 << 20,
-        max_concurrency=TRANSFERS,
-        preferred_transfer_client="classic",
-    )
 
 
 def _entries(document: dict[str, Any]) -> list[LambdaFunctionConfigurationTypeDef]:

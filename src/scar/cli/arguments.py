@@ -336,6 +336,7 @@ def _add_invoke(parser: argparse.ArgumentParser) -> None:
 def _add_put(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-b", "--bucket", required=True, metavar="BUCKET[/PREFIX]", help="where to")
     parser.add_argument("-p", "--path", required=True, metavar="PATH", help="a file or folder")
+    _add_force(parser)
 
 
 def _add_get(parser: argparse.ArgumentParser) -> None:
@@ -343,6 +344,13 @@ def _add_get(parser: argparse.ArgumentParser) -> None:
         "-b", "--bucket", required=True, metavar="BUCKET[/PREFIX]", help="which objects"
     )
     parser.add_argument("-p", "--path", required=True, metavar="PATH", help="folder for them")
+    _add_force(parser)
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--force", action="store_true", help="copy also what is there already, byte for byte"
+    )
 
 
 def _add_ls(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import re
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,9 +149,12 @@ def put(options: Options) -> None:
     path, bucket = Path(options.values.path), _bucket_path(options)
     if not path.exists():
         raise Missing(f"no file or folder `{path}`", "give the path of an existing one")
-    with render.transferring() as on_progress:
-        done = storage.put(_account(options), bucket, path, on_progress)
-    render.transfers(done, as_json=options.values.json)
+    account, force = _account(options), options.values.force
+    with (
+        render.transferring() as shown,
+        closing(storage.put(account, bucket, path, shown, force=force)) as done,
+    ):
+        shown.show(done, as_json=options.values.json)
 
 
 def get(options: Options) -> None:
@@ -159,9 +162,12 @@ def get(options: Options) -> None:
     path, bucket = Path(options.values.path), _bucket_path(options)
     if path.exists() and not path.is_dir():
         raise UserError(f"`{path}` is a file", "give a folder for the objects")
-    with render.transferring() as on_progress:
-        done = storage.get(_account(options), bucket, path, on_progress)
-    render.transfers(done, as_json=options.values.json)
+    account, force = _account(options), options.values.force
+    with (
+        render.transferring() as shown,
+        closing(storage.get(account, bucket, path, shown, force=force)) as done,
+    ):
+        shown.show(done, as_json=options.values.json)
 
 
 def ls(options: Options) -> None:

@@ -17,14 +17,21 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from scar.errors import ApplyError, Diagnostic, FdlError, FunctionFailed, ScarError
+from scar.errors import (
+    ApplyError,
+    Diagnostic,
+    FdlError,
+    FunctionFailed,
+    ScarError,
+    TransferFailed,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-    from scar.aws.buckets import ObjectInfo
     from scar.aws.functions import FunctionInfo
     from scar.aws.jobs import JobInfo
+    from scar.aws.objects import ObjectInfo
     from scar.bulk import Outcome
     from scar.bulk import Progress as Counted
     from scar.explain import Finding
@@ -178,36 +185,15 @@ def functions(infos: Sequence[FunctionInfo], *, as_json: bool) -> None:
 
 
 def objects(found: Iterable[ObjectInfo], *, as_json: bool) -> None:
-    """`scar ls -b`: keys, without the markers of folders."""
+    """`scar ls -b`: keys, one a line; on a terminal with date and size. As they are listed."""
     shown = (info for info in found if not info.key.endswith("/"))
     if as_json:
-        data(
-            {
-                "Objects": [
-                    {
-                        "Key": info.key,
-                        "Size": info.size_bytes,
-                        "LastModified": info.modified.isoformat(),
-                    }
-                    for info in shown
-                ]
-            }
-        )
-        return
-    for info in shown:
-        print(info.key)
-
-
-def transfers(done: Sequence[Transfer], *, as_json: bool) -> None:
-    """The end of `put` and `get`."""
-    if as_json:
-        rows = [
-            {"Source": str(t.source), "Target": str(t.target), "Size": t.size_bytes} for t in done
-        ]
-        data({"Transfers": rows})
-        return
-    for transfer in done:
-        print(f"{transfer.source} -> {transfer.target}")
+        _json_list("Objects", map(_object_object, shown))
+    elif sys.stdout.isatty():
+        _object_table(shown)
+    else:
+        for info in shown:
+            print(info.key)
 
 
 def log_event(event: LogEvent, *, as_json: bool) -> None:
@@ -437,6 +423,46 @@ def stepping(
         yield on_step
 
 
+class Transferring:
+    """What `put` and `get` show: each file in a pipe, a bar on a terminal; JSON at the end."""
+
+    def __init__(self, bar: RichProgress | None) -> None:
+        self._bar = bar
+        self._task = bar.add_task("", total=0) if bar else None
+
+    def progress(self, progress: Progress) -> None:
+        """How far it is."""
+        if self._bar and self._task is not None:
+            self._bar.update(
+                self._task,
+                completed=progress.bytes_done,
+                total=progress.bytes_found,
+                description=f"{progress.files_done:,}/{progress.files_found:,} files",
+            )
+
+    def warn(self, text: str) -> None:
+        """Something deserves attention."""
+        warnings([Diagnostic(text, severity="warning")])
+
+    def show(self, done: Iterable[Transfer], *, as_json: bool) -> None:
+        """Tell of each file as it is done, and of all at the end."""
+        counted = _Counted(done)
+        try:
+            if as_json:
+                _json_list("Transfers", map(_transfer_object, counted))
+            else:
+                self._tell(counted)
+        finally:
+            if counted.files:
+                talk(str(counted))
+
+    def _tell(self, counted: Iterable[Transfer]) -> None:
+        for transfer in counted:
+            if self._bar is None:
+                same = " (unchanged)" if transfer.status == "unchanged" else ""
+                talk(f"{transfer.source} -> {transfer.target}{same}")
+
+
 @contextmanager
 def counting() -> Iterator[Callable[[Counted], None]]:
     """Tell how far a bulk run is; on a terminal with a bar, else at every tenth. For any thread."""
@@ -457,24 +483,32 @@ def counting() -> Iterator[Callable[[Counted], None]]:
 
 
 @contextmanager
-def transferring() -> Iterator[Callable[[Progress], None]]:
-    """Show the progress of files, on a terminal only. For any thread."""
+def transferring() -> Iterator[Transferring]:
+    """Show the progress of files, on a terminal only."""
     with _bar(0, of_bytes=True) as bar:
-        tasks: dict[str, Any] = {}
-        lock = threading.Lock()
+        yield Transferring(bar)
 
-        def on_progress(progress: Progress) -> None:
-            if bar is None:
-                return
-            with lock:
-                name = str(progress.file)
-                if name not in tasks:
-                    tasks[name] = bar.add_task(name, total=progress.total_bytes)
-                bar.update(tasks[name], completed=progress.done_bytes)
-                if progress.done_bytes >= progress.total_bytes:
-                    bar.update(tasks[name], visible=False)
 
-        yield on_progress
+class _Counted:
+    """Passes transfers on and adds them up."""
+
+    def __init__(self, done: Iterable[Transfer]) -> None:
+        self._done = done
+        self.files = self._unchanged = self._bytes = 0
+
+    def __iter__(self) -> Iterator[Transfer]:
+        for transfer in self._done:
+            self.files += 1
+            if transfer.status == "unchanged":
+                self._unchanged += 1
+            else:
+                self._bytes += transfer.size_bytes
+            yield transfer
+
+    def __str__(self) -> str:
+        copied = self.files - self._unchanged
+        text = f"{copied:,} file{'s' * (copied != 1)} copied ({_size(self._bytes)})"
+        return f"{text}, {self._unchanged:,} unchanged" if self._unchanged else text
 
 
 class _Bar(Protocol):
@@ -531,6 +565,8 @@ def _error_details(exc: ScarError) -> list[str]:
         told = [("done", exc.done), ("left", exc.left)]
         if parts := [f"{word}: {', '.join(names)}" for word, names in told if names]:
             out.append("   " + "    ".join(parts))
+    if isinstance(exc, TransferFailed):
+        out += [f"   {fault}" for fault in exc.faults]
     if isinstance(exc, FunctionFailed):
         if exc.request_id:
             out.append(f"   request id: {exc.request_id}")
@@ -551,6 +587,8 @@ def _error_object(exc: ScarError) -> dict[str, Any]:
         told["diagnostics"] = [_diagnostic_object(d) for d in exc.diagnostics]
     if isinstance(exc, ApplyError):
         told |= {"why": exc.why, "done": list(exc.done), "left": list(exc.left)}
+    if isinstance(exc, TransferFailed):
+        told["faults"] = list(exc.faults)
     if isinstance(exc, FunctionFailed):
         told |= {"requestId": exc.request_id, "logTail": exc.log_tail}
     return told
@@ -605,6 +643,55 @@ def _run_object(result: RunResult) -> dict[str, Any]:
     if result.job_id:
         told["JobId"] = result.job_id
     return told
+
+
+def _object_object(info: ObjectInfo) -> dict[str, Any]:
+    return {
+        "Key": info.key,
+        "Size": info.size_bytes,
+        "LastModified": info.modified.isoformat(),
+        "ETag": info.etag,
+    }
+
+
+def _transfer_object(transfer: Transfer) -> dict[str, Any]:
+    return {
+        "Source": transfer.source,
+        "Target": transfer.target,
+        "Size": transfer.size_bytes,
+        "Status": transfer.status,
+    }
+
+
+def _json_list(name: str, values: Iterable[Any]) -> None:
+    """`{name: [values]}` on one line, written as the values come; nothing if the first fails."""
+    start = f"{{{json.dumps(name)}: ["
+    try:
+        for value in values:
+            sys.stdout.write(start + json.dumps(value, ensure_ascii=False))
+            start = ", "
+    except BaseException:
+        if start == ", ":
+            print("]}", flush=True)
+        raise
+    print(("" if start == ", " else start) + "]}", flush=True)
+
+
+def _object_table(found: Iterable[ObjectInfo]) -> None:
+    """Rows of fixed widths: they are shown before the last is known."""
+    print(f"{'DATE':<19}  {'SIZE':>9}  KEY")
+    for info in found:
+        date = info.modified.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        # A key may hold what a terminal takes for a command.
+        key = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in info.key)
+        print(f"{date}  {_size(info.size_bytes):>9}  {key}")
+
+
+def _size(size_bytes: int) -> str:
+    size, unit = float(size_bytes), 0
+    while size >= 999.5 and unit < 5:
+        size, unit = size / 1000, unit + 1
+    return f"{size_bytes} B" if unit == 0 else f"{size:.1f} {' kMGTP'[unit]}B"
 
 
 def _plain(value: Any) -> str:

@@ -1,0 +1,211 @@
+"""S3: the objects of a bucket, each call safe in many threads at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from scar.aws.account import Account
+from scar.aws.errors import speaking_to
+from scar.errors import CloudError
+
+PAGE = 1000
+"""The most objects in one answer of ListObjectsV2."""
+
+_READ_BYTES = 1 << 20
+_ATTEMPTS = 5
+"""To read one body; botocore itself tries again only until the body begins."""
+
+_BROKEN_BODY = frozenset(
+    {
+        "ConnectionClosedError",
+        "FlexibleChecksumError",
+        "IncompleteReadError",
+        "ReadTimeoutError",
+        "ResponseStreamingError",
+    }
+)
+_WAITS_FOR_CONSENT_BYTES = 1 << 20
+"""From here on a body waits for `100 Continue`: below, the wait costs more than the body."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object."""
+
+    key: str
+    size_bytes: int
+    modified: datetime
+    etag: str
+    """Without its quotes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One uploaded part."""
+
+    number: int
+    """From 1."""
+    etag: str
+    crc32: str
+    """Base64, as S3 computed and compared it."""
+
+
+def objects(account: Account, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
+    """Every object whose key starts with `prefix`, in the order of S3: of the keys' UTF-8 bytes.
+
+    Asks for a page when it is needed. Raises CloudError; the code is NoSuchBucket where there is
+    no such bucket.
+    """
+    its, after = Objects(account, bucket), ""
+    while True:
+        found, more = its.page(prefix, after)
+        yield from found
+        if not more:
+            return
+        after = found[-1].key
+
+
+class Objects:
+    """The objects of one bucket. Every method raises CloudError where S3 says no."""
+
+    def __init__(self, account: Account, bucket: str) -> None:
+        self._client, self._bucket = account.client("s3"), bucket
+        self._lock = threading.Lock()
+        self._open: dict[str, str] = {}
+        for operation in ("PutObject", "UploadPart"):
+            self._client.meta.events.register_last(
+                f"before-sign.s3.{operation}", _as_bytes, unique_id=f"scar-{operation}"
+            )
+
+    def page(self, prefix: str, after: str, most: int = PAGE) -> tuple[list[ObjectInfo], bool]:
+        """Objects whose key starts with `prefix` and sorts after `after`, and whether more follow.
+
+        At most `most`, and 1000.
+        """
+        start: Any = {"StartAfter": after} if after else {}
+        with speaking_to("s3"):
+            page = self._client.list_objects_v2(
+                Bucket=self._bucket, Prefix=prefix, MaxKeys=most, **start
+            )
+        found = [
+            ObjectInfo(item["Key"], item["Size"], item["LastModified"], item["ETag"].strip('"'))
+            for item in page.get("Contents", [])
+        ]
+        return found, page["IsTruncated"]
+
+    def store(self, key: str, content: bytes) -> None:
+        """Make an object of `content`, at most 5 GiB."""
+        with speaking_to("s3"):
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=content)
+
+    def begin(self, key: str) -> str:
+        """Begin an object that comes in parts; gives its upload id. End it, or abort it."""
+        with speaking_to("s3"):
+            answer = self._client.create_multipart_upload(
+                Bucket=self._bucket, Key=key, ChecksumAlgorithm="CRC32", ChecksumType="FULL_OBJECT"
+            )
+        with self._lock:
+            self._open[answer["UploadId"]] = key
+        return answer["UploadId"]
+
+    def store_part(self, key: str, upload: str, number: int, content: bytes) -> Part:
+        """Upload part `number`, from 1."""
+        with speaking_to("s3"):
+            answer = self._client.upload_part(
+                Bucket=self._bucket,
+                Key=key,
+                UploadId=upload,
+                PartNumber=number,
+                Body=content,
+                ChecksumAlgorithm="CRC32",
+            )
+        return Part(number, answer["ETag"], answer.get("ChecksumCRC32", ""))
+
+    def end(self, key: str, upload: str, parts: list[Part], size_bytes: int) -> None:
+        """Make the object of its parts; S3 compares the size and the parts' checksums."""
+        told: Any = [
+            {"PartNumber": part.number, "ETag": part.etag}
+            | ({"ChecksumCRC32": part.crc32} if part.crc32 else {})
+            for part in parts
+        ]
+        with speaking_to("s3"):
+            self._client.complete_multipart_upload(
+                Bucket=self._bucket,
+                Key=key,
+                UploadId=upload,
+                MultipartUpload={"Parts": told},
+                ChecksumType="FULL_OBJECT",
+                MpuObjectSize=size_bytes,
+            )
+        with self._lock:
+            self._open.pop(upload)
+
+    def abort(self, upload: str) -> None:
+        """Give up an upload and its parts. That it is gone already is as good."""
+        with self._lock:
+            key = self._open.pop(upload, None)
+        if key is None:
+            return
+        try:
+            with speaking_to("s3"):
+                self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
+        except CloudError as exc:
+            if exc.code != "NoSuchUpload":
+                raise
+
+    def abort_all(self) -> None:
+        """Give up every upload that has begun and not ended."""
+        with self._lock:
+            left = list(self._open)
+        for upload in left:
+            self.abort(upload)
+
+    def fetch(self, key: str, write: Callable[[bytes, int], None]) -> int:
+        """Hand the whole object to `write(data, offset)`, from the start again after a break.
+
+        Gives its size in bytes.
+        """
+        return self._fetch({"Key": key}, 0, write)
+
+    def fetch_range(
+        self, info: ObjectInfo, first: int, size: int, write: Callable[[bytes, int], None]
+    ) -> int:
+        """Hand `size` bytes from `first` on to `write(data, offset)`.
+
+        The code of CloudError is PreconditionFailed where the object is another one by now.
+        """
+        asked = {
+            "Key": info.key,
+            "Range": f"bytes={first}-{first + size - 1}",
+            "IfMatch": f'"{info.etag}"',
+        }
+        return self._fetch(asked, first, write)
+
+    def _fetch(self, asked: Any, first: int, write: Callable[[bytes, int], None]) -> int:
+        for attempt in range(1, _ATTEMPTS + 1):
+            offset = first
+            try:
+                with speaking_to("s3"):
+                    body = self._client.get_object(Bucket=self._bucket, **asked)["Body"]
+                    while data := body.read(_READ_BYTES):
+                        write(data, offset)
+                        offset += len(data)
+            except CloudError as exc:
+                if exc.code not in _BROKEN_BODY or attempt == _ATTEMPTS:
+                    raise
+            else:
+                break
+        return offset - first
+
+
+def _as_bytes(request: Any, **_: Any) -> None:
+    """Send a body whole: botocore has made a file of it, which travels 16 KiB at a time."""
+    body = request.data
+    if hasattr(body, "getvalue"):
+        request.data = content = body.getvalue()
+        if len(content) < _WAITS_FOR_CONSENT_BYTES:
+            del request.headers["Expect"]
