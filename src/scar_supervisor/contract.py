@@ -148,6 +148,8 @@ class FunctionConfig:
     """Name (no revision: the latest active one) for delegated events; empty in mode `lambda`."""
     deployment_bucket: str = ""
     """Bucket for events too large for a job's overrides; empty in mode `lambda`."""
+    is_multi_node: bool = False
+    """Whether its jobs have several nodes: they need a secret of their own."""
     image: ImageDefaults = field(default_factory=ImageDefaults)
 
     def dump(self) -> str:

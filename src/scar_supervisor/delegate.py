@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,17 +58,13 @@ class Batch:
                 f"function `{config.name}` has no job queue and job definition in its config; "
                 "deploy it again"
             )
-        variable = self._event_variable(config, event)
+        name, value = self._event_variable(config, event)
+        variables = {name: value, contract.REQUEST_ID_VARIABLE: request_id}
         body = {
             "jobName": config.name,
             "jobQueue": config.job_queue,
             "jobDefinition": config.job_definition,
-            "containerOverrides": {
-                "environment": [
-                    {"name": variable[0], "value": variable[1]},
-                    {"name": contract.REQUEST_ID_VARIABLE, "value": request_id},
-                ]
-            },
+            **_overrides(config, variables),
         }
         request = Request(
             "POST",
@@ -99,3 +96,14 @@ class Batch:
             raise DelegationFailed(f"cannot store the event: {exc}") from exc
         reference = Reference(config.deployment_bucket, key, sha256)
         return contract.EVENT_REFERENCE_VARIABLE, str(reference)
+
+
+def _overrides(config: FunctionConfig, variables: Mapping[str, str]) -> dict[str, object]:
+    """What a job gets that its definition does not say; the nodes of one share a secret."""
+    if config.is_multi_node:
+        variables = {**variables, contract.MNP_SECRET_VARIABLE: os.urandom(32).hex()}
+    entries = [{"name": name, "value": value} for name, value in variables.items()]
+    if not config.is_multi_node:
+        return {"containerOverrides": {"environment": entries}}
+    every = {"targetNodes": "0:", "containerOverrides": {"environment": entries}}
+    return {"nodeOverrides": {"nodePropertyOverrides": [every]}}

@@ -74,6 +74,13 @@ DEFINITIONS = {
         "propagates_tags": True,
         "tags": {"a": "b"},
     },
+    "several nodes": {
+        "nodes": 4,
+        "main_node": 1,
+        "attempts": 3,
+        "retry_rules": retry_rules(0, has_nodes=True),
+        "environment": {"SCAR_MNP_SLOTS": "2"},
+    },
     "GPUs and shared memory": {"gpus": 2, "shared_memory_mib": 512},
     "Fargate": {
         "platform": "FARGATE",

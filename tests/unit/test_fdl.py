@@ -300,7 +300,6 @@ def test_the_same_keys_in_an_old_scar_cfg_are_silent():
 @pytest.mark.parametrize(
     ("lines", "key"),
     [
-        ("    batch: {multi_node_parallel: {enable: true}}", "multi_node_parallel"),
         ("storage_providers: {rucio: {mine: {host: x}}}", "storage_providers.rucio"),
     ],
 )

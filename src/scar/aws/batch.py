@@ -216,7 +216,9 @@ class JobDefinitions:
         its = max(self._active(name), key=lambda one: one["revision"], default=None)
         if its is None:
             return None
-        container = its.get("containerProperties", {})
+        nodes = its.get("nodeProperties")
+        ranges = nodes.get("nodeRangeProperties", []) if nodes else []
+        container = ranges[0].get("container", {}) if ranges else its.get("containerProperties", {})
         needs = {one["type"]: one["value"] for one in container.get("resourceRequirements", ())}
         options = container.get("logConfiguration", {}).get("options", {})
         return JobDefinition(
@@ -232,6 +234,8 @@ class JobDefinitions:
             tags=dict(its.get("tags", {})),
             **_of_platform(its, container),
             **_of_attempts(its),
+            nodes=nodes["numNodes"] if nodes else 0,
+            main_node=nodes["mainNode"] if nodes else 0,
         )
 
     def create(self, wanted: JobDefinition) -> None:
@@ -239,7 +243,7 @@ class JobDefinitions:
 
         Raises CloudError where it would be larger than Batch takes.
         """
-        properties = _container(wanted)
+        properties = _what_runs(wanted)
         timeout: Any = {}
         if wanted.timeout_s is not None:
             timeout = {"timeout": {"attemptDurationSeconds": wanted.timeout_s}}
@@ -252,9 +256,7 @@ class JobDefinitions:
         with speaking_to("batch"):
             self._client.register_job_definition(
                 jobDefinitionName=wanted.name,
-                type="container",
-                containerProperties=properties,
-                platformCapabilities=[wanted.platform],
+                **properties,
                 propagateTags=wanted.propagates_tags,
                 retryStrategy=_retry_strategy(wanted),
                 tags=wanted.tags,
@@ -288,6 +290,12 @@ def job(account: Account, job_id: str) -> Job | None:
     """A job by its id, or None: Batch forgets jobs some days after they ended."""
     with speaking_to("batch"):
         jobs = account.client("batch").describe_jobs(jobs=[job_id])["jobs"]
+        if jobs and (nodes := jobs[0].get("nodeProperties")):
+            # The log and exit code of a multi-node job are its main node's.
+            main = f"{job_id}#{nodes['mainNode']}"
+            node = account.client("batch").describe_jobs(jobs=[main])["jobs"]
+            container = node[0].get("container", {}) if node else {}
+            return _job({**jobs[0], "container": container})
     return _job(jobs[0]) if jobs else None
 
 
@@ -400,6 +408,23 @@ def _queue(queue: JobQueue) -> dict[str, Any]:
         "priority": queue.priority,
         "computeEnvironmentOrder": order,
     }
+
+
+def _what_runs(wanted: JobDefinition) -> Any:
+    """The kind of job, and its container; of a multi-node job the same on every node."""
+    if not wanted.nodes:
+        return {
+            "type": "container",
+            "containerProperties": _container(wanted),
+            "platformCapabilities": [wanted.platform],
+        }
+    every = {"targetNodes": "0:", "container": _container(wanted)}
+    nodes = {
+        "numNodes": wanted.nodes,
+        "mainNode": wanted.main_node,
+        "nodeRangeProperties": [every],
+    }
+    return {"type": "multinode", "nodeProperties": nodes}
 
 
 def _container(wanted: JobDefinition) -> Any:

@@ -20,26 +20,12 @@ class _Ignored(NamedTuple):
     """Values that ask for nothing: no warning."""
 
 
-class _Later(NamedTuple):
-    path: tuple[str, ...]
-    asks: Callable[[Any], bool] = bool
-    """Whether the value asks for the feature at all."""
-    by: tuple[str, ...] = ()
-    """The key below that asks for it."""
-
-
 def _is_documented(value: Any) -> bool:
     """Whether it is what the documentation's scar.cfg has for a key of `api_gateway`."""
     text = str(value)
     return any(
         known in text for known in ("{api_id}", "apigateway.amazonaws.com", "X-Amz-Invocation-Type")
     )
-
-
-def _is_multi_node(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return bool(value)
-    return bool(value.get("enabled") or value.get("enable"))
 
 
 _IGNORED = (
@@ -76,7 +62,6 @@ _IGNORED = (
         lambda v: v == "faas-supervisor",
     ),
 )
-_LATER = (_Later(("batch", "multi_node_parallel"), _is_multi_node),)
 _UDOCKER = "UDOCKER_"
 
 IGNORED_KEYS = {one.path: f"ignored: {one.why}" for one in _IGNORED}
@@ -93,7 +78,6 @@ def retire(sources: Sources) -> tuple[dict[str, Any], list[Fault]]:
         if isinstance(item, dict):
             at: Loc = ("functions", "aws", i)
             faults += _ignored(item, at)
-            faults += _later(item, at)
             faults += _udocker(item, at)
     return data, faults
 
@@ -126,18 +110,6 @@ def _ignored(item: dict[str, Any], at: Loc) -> Iterator[Fault]:
         if found and not harmless(value):
             summary = f"`{'.'.join(path)}` is ignored: {why}"
             yield Fault((*at, *path), summary, "remove it", "warning", is_about_key=True)
-
-
-def _later(item: dict[str, Any], at: Loc) -> Iterator[Fault]:
-    for path, asks, by in _LATER:
-        found, value = _take(item, path)
-        if found and asks(value):
-            yield Fault(
-                (*at, *path, *by),
-                f"`{path[-1]}` is not in this version of SCAR yet",
-                "remove it to deploy without",
-                is_about_key=True,
-            )
 
 
 def _udocker(item: dict[str, Any], at: Loc) -> Iterator[Fault]:

@@ -155,6 +155,42 @@ def fits_the_compute_environment(function: AwsFunction, at: Loc, target: str) ->
         )
 
 
+def fits_its_nodes(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
+    """What Batch asks of multi-node parallel jobs (user guide, "Multi-node parallel jobs")."""
+    batch, loc = function.batch, (*at, "batch", "multi_node_parallel")
+    nodes, resources = batch.multi_node_parallel, batch.compute_resources
+    if not nodes.enabled:
+        return
+    if function.lambda_.execution_mode == "lambda":
+        yield Fault(
+            (*loc, "enabled"),
+            "multi_node_parallel is for jobs, but `execution_mode` is `lambda`",
+            "set `execution_mode: batch`, or remove it",
+            is_about_key=True,
+        )
+        return
+    if nodes.main_node_index >= nodes.number_nodes:
+        yield Fault(
+            (*loc, "main_node_index"),
+            f"main_node_index must be 0 to {nodes.number_nodes - 1}, one less than number_nodes, "
+            f"got {nodes.main_node_index}",
+        )
+    if resources.type != "EC2":
+        yield Fault(
+            (*at, "batch", "compute_resources", "type"),
+            f"multi-node jobs run on instances of type `EC2` only, not on `{resources.type}`",
+            "remove `type`, or `multi_node_parallel`",
+        )
+    needed = nodes.number_nodes * batch.vcpus
+    if needed > resources.max_v_cpus:
+        yield Fault(
+            (*loc, "number_nodes"),
+            f"{nodes.number_nodes} nodes of {batch.vcpus:g} vCPUs need {needed:g}, "
+            f"max_v_cpus is {resources.max_v_cpus}: the job would wait for ever",
+            "raise `batch.compute_resources.max_v_cpus`, or have less nodes",
+        )
+
+
 def fits_its_platform(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
     """What instances have and Fargate has not, and the other way round."""
     if function.lambda_.execution_mode == "lambda":
@@ -409,6 +445,7 @@ FUNCTION_RULES: tuple[FunctionRule, ...] = (
     has_what_aws_needs,
     keeps_time_to_finish,
     fits_the_compute_environment,
+    fits_its_nodes,
     fits_its_platform,
     lives_in_one_region,
     stays_out_of_reserved_names,

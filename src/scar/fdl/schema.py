@@ -314,7 +314,7 @@ class Lambda(Part):
     execution_mode: Literal["lambda", "lambda-batch", "batch"] = "lambda"
     """Where the script runs: in the function; there, then in a job if time runs out; in a job."""
     description: Annotated[
-        str, Field(max_length=256, json_schema_extra=_means("at most 256 characters"))
+        str, Field(max_length=256, json_schema_extra=_means("shorter: at most 256 characters"))
     ] = ""
     """What the function does, for people."""
     log_level: Annotated[
@@ -466,6 +466,17 @@ class ComputeResources(Part):
     """Instance profile of the instances. `{account_id}` is filled in."""
 
 
+class MultiNodeParallel(Part):
+    """`batch.multi_node_parallel`: a job on several instances at once, for MPI and its like."""
+
+    enabled: bool = False
+    """Also written `enable`."""
+    number_nodes: Annotated[Whole, Field(ge=1, le=1000)] = 10
+    """Nodes of a job, each with `batch.vcpus` and `batch.memory`."""
+    main_node_index: Annotated[Whole, Field(ge=0)] = 0
+    """The node that runs the script; its end is the job's."""
+
+
 class Batch(Part):
     """`batch`: the job and the compute environment it runs on."""
 
@@ -507,6 +518,7 @@ class Batch(Part):
     environment: Variables = Variables()
     """Variables of jobs only; `container.environment` wins where both have one."""
     compute_resources: ComputeResources = ComputeResources()
+    multi_node_parallel: MultiNodeParallel = MultiNodeParallel()
 
 
 class AwsFunction(Part):

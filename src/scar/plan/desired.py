@@ -39,7 +39,14 @@ from scar.plan.resources import (
     id_of,
     lambda_log_group,
 )
-from scar_supervisor.contract import EXIT_CONFIG, FunctionConfig, ImageDefaults, ObjectPath
+from scar_supervisor.contract import (
+    EXIT_CONFIG,
+    EXIT_NODE_LOST,
+    EXIT_NOT_JOINED,
+    FunctionConfig,
+    ImageDefaults,
+    ObjectPath,
+)
 
 ALLOCATION_STRATEGIES = {
     "EC2": "BEST_FIT_PROGRESSIVE",
@@ -123,6 +130,7 @@ def function_config(
         job_queue=queue_name(function, account) if in_batch else "",
         job_definition=its.name if in_batch else "",
         deployment_bucket=deployment_bucket(function, account) if in_batch else "",
+        is_multi_node=in_batch and function.batch.multi_node_parallel.enabled,
         image=image,
     )
 
@@ -235,6 +243,7 @@ def _batch(
     compute, queue = compute_resources(function, account), queue_name(function, account)
     shared = {TAG_CREATED_BY: CREATED_BY}
     is_fargate = compute.type.startswith("FARGATE")
+    nodes = batch.multi_node_parallel
     yield LogGroup(
         batch_log_group(name),
         function.cloudwatch.log_retention_policy_in_days,
@@ -270,17 +279,22 @@ def _batch(
         platform="FARGATE" if is_fargate else "EC2",
         timeout_s=batch.timeout,
         attempts=1 + batch.retry if batch.retry else ATTEMPTS,
-        retry_rules=retry_rules(batch.retry),
+        retry_rules=retry_rules(batch.retry, nodes.enabled),
         propagates_tags=True,
         execution_role_arn=_execution_role(function, account) if is_fargate else "",
         shared_memory_mib=batch.shared_memory,
         ephemeral_storage_gib=batch.ephemeral_storage,
         assigns_public_ip=batch.assign_public_ip and is_fargate,
+        environment=_node_environment(function),
+        nodes=nodes.number_nodes if nodes.enabled else 0,
+        main_node=nodes.main_node_index if nodes.enabled else 0,
     )
 
 
-def retry_rules(retry: int) -> tuple[RetryRule, ...]:
+def retry_rules(retry: int, has_nodes: bool = False) -> tuple[RetryRule, ...]:
     """When a job is tried again; `retry`: whether also after a failure of its script.
+
+    With `has_nodes` also when a node did not come, or was lost.
 
     A job that no rule matches is retried, so the last one ends it. A config that cannot be read
     will not become readable. Source: user guide, "Automated job retries".
@@ -289,12 +303,23 @@ def retry_rules(retry: int) -> tuple[RetryRule, ...]:
         RetryRule("EXIT", on_exit_code=str(EXIT_CONFIG)),
         RetryRule("RETRY", on_status_reason="Essential container*"),
     )
+    nodes = [
+        RetryRule("RETRY", on_exit_code=str(code)) for code in (EXIT_NOT_JOINED, EXIT_NODE_LOST)
+    ]
     return (
         RetryRule("RETRY", on_status_reason="Host EC2*"),
         RetryRule("RETRY", on_reason="CannotPull*"),
-        *(script if retry else ()),
+        *(script if retry else nodes if has_nodes else ()),
         RetryRule("EXIT", on_reason="*"),
     )
+
+
+def _node_environment(function: AwsFunction) -> dict[str, str]:
+    """How many processes a node is for: a node sees all of its instance, not its job's share."""
+    batch = function.batch
+    if not batch.multi_node_parallel.enabled:
+        return {}
+    return {"SCAR_MNP_SLOTS": str(batch.enable_gpu or max(1, int(batch.vcpus)))}
 
 
 def _execution_role(function: AwsFunction, account: AccountFacts) -> str:

@@ -206,6 +206,9 @@ class JobDefinition:
     shared_memory_mib: int | None = None
     ephemeral_storage_gib: int | None = None
     assigns_public_ip: bool = False
+    nodes: int = 0
+    """Of a multi-node parallel job; 0 for any other."""
+    main_node: int = 0
 
 
 @dataclass(frozen=True)
