@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from scar.__main__ import main
 from tests.e2e.conftest import Cloud
 
 GOOD = """\
@@ -42,6 +44,15 @@ def lambda_lines(*lines: str) -> str:
     """An FDL of one function on image `host`; these lines of its `lambda` start with line 7."""
     return GOOD + "".join(f"      {line}\n" for line in lines)
 
+
+def batch_lines(*lines: str) -> str:
+    """The same, in mode `batch` (line 7); these lines of its `batch` start with line 9."""
+    below = "".join(f"      {line}\n" for line in lines)
+    return lambda_lines("execution_mode: batch") + "    batch:\n" + below
+
+
+BOTH = GOOD + GOOD.partition("aws:\n")[2].replace("cow", "sheep")
+"""A second function, `sheep`, from line 7 on."""
 
 WRONG = [
     # The command line
@@ -220,14 +231,6 @@ letter or digit, got `Video`
         """\
 error: `--parameters` is not a JSON object
    help: write it as '{"name": "value"}'
-""",
-    ),
-    Wrong(
-        "a run over a bucket, which is to come",
-        "--local run -n cow -ib video/input",
-        """\
-error: `scar run --input-bucket` is not in this version of SCAR yet
-   help: `scar put` an object into the input bucket: that triggers the function
 """,
     ),
     Wrong(
@@ -438,6 +441,7 @@ error: timeout must be 1 to 900 seconds, got 1200
   --> cow.yaml:8:16  functions.aws[0].lambda.timeout
    8 |       timeout: 1200
      |                ^
+   help: a job may take longer: `execution_mode: batch`
 
 error: memory must be a whole number of MB, got `lots`
   --> cow.yaml:9:15  functions.aws[0].lambda.memory
@@ -460,13 +464,13 @@ error: execution_mode must be `lambda`, `lambda-batch` or `batch`, got `bacth`
         "a key in the wrong mapping",
         "--local init -f cow.yaml",
         """\
-error: unknown key `image`
-  --> cow.yaml:5:7  functions.aws[0].lambda.image
-   5 |       image: host
+error: unknown key `subnets`
+  --> cow.yaml:7:7  functions.aws[0].lambda.subnets
+   7 |       subnets: [subnet-1]
      |       ^
-   help: `image` goes under `lambda.container`
+   help: `subnets` goes under `batch.compute_resources`
 """,
-        {"cow.yaml": GOOD.replace("container:\n        image", "image")},
+        {"cow.yaml": lambda_lines("subnets: [subnet-1]")},
     ),
     Wrong(
         "the functions of an old version",
@@ -527,24 +531,27 @@ error: timeout must be a whole number, got a yes-or-no value
         {"cow.yaml": lambda_lines("timeout: yes")},
     ),
     Wrong(
-        "keys that are to come",
+        "providers that cannot be an input, and that are to come",
         "--local init -f cow.yaml",
         """\
-error: `vpc` is not in this version of SCAR yet
-  --> cow.yaml:7:7  functions.aws[0].lambda.vpc
-   7 |       vpc: {SubnetIds: [subnet-1]}
-     |       ^
-   help: remove it to deploy without
+error: storage provider `minio.mine` cannot be an input: only buckets of S3 can trigger a function
+  --> cow.yaml:7:34  functions.aws[0].lambda.input[0].storage_provider
+   7 |       input: [{storage_provider: minio.mine, path: data/in}]
+     |                                  ^
+   help: use `s3`
 
-error: `multi_node_parallel` is not in this version of SCAR yet
-  --> cow.yaml:9:7  functions.aws[0].batch.multi_node_parallel
-   9 |       multi_node_parallel: {enabled: true, number_nodes: 2}
-     |       ^
-   help: remove it to deploy without
+error: this version of SCAR cannot stage with storage provider `minio.mine` yet
+  --> cow.yaml:8:35  functions.aws[0].lambda.output[0].storage_provider
+   8 |       output: [{storage_provider: minio.mine, path: data/out}]
+     |                                   ^
+   help: use `s3` without `storage_providers.s3.default`: the buckets of the account itself
 """,
         {
-            "cow.yaml": lambda_lines("vpc: {SubnetIds: [subnet-1]}")
-            + "    batch:\n      multi_node_parallel: {enabled: true, number_nodes: 2}\n"
+            "cow.yaml": lambda_lines(
+                "input: [{storage_provider: minio.mine, path: data/in}]",
+                "output: [{storage_provider: minio.mine, path: data/out}]",
+            )
+            + "storage_providers: {minio: {mine: {access_key: a, secret_key: b}}}\n"
         },
     ),
     Wrong(
@@ -630,29 +637,6 @@ error: two functions are named `cow`
         {"cow.yaml": GOOD + GOOD.partition("aws:\n")[2]},
     ),
     Wrong(
-        "a provider that is to come, and one that cannot be",
-        "--local init -f cow.yaml",
-        """\
-error: storage provider `minio.mine` cannot be an input: only buckets of S3 can trigger a function
-  --> cow.yaml:7:34  functions.aws[0].lambda.input[0].storage_provider
-   7 |       input: [{storage_provider: minio.mine, path: data/in}]
-     |                                  ^
-   help: use `s3`
-
-error: storage provider `onedata` is not in this version of SCAR yet
-  --> cow.yaml:8:35  functions.aws[0].lambda.output[0].storage_provider
-   8 |       output: [{storage_provider: onedata, path: data/out}]
-     |                                   ^
-   help: use `s3`: the buckets of the account itself
-""",
-        {
-            "cow.yaml": lambda_lines(
-                "input: [{storage_provider: minio.mine, path: data/in}]",
-                "output: [{storage_provider: onedata, path: data/out}]",
-            )
-        },
-    ),
-    Wrong(
         "a threshold as long as the timeout",
         "--local init -f cow.yaml -t 10",
         """\
@@ -725,14 +709,1017 @@ error: memory must be 128 to 10240 MB, got 1
         {"cow.yaml": GOOD},
         config='{"aws": {"lambda": {"memory": 1}}}',
     ),
+    # What single keys take, and what they take together
+    Wrong(
+        "a run over two things",
+        "--local run -n cow --all -ib video/in",
+        """\
+error: `--all` and `--input-bucket` exclude each other
+   help: keep one of them
+""",
+    ),
+    Wrong(
+        "a call with two bodies",
+        "invoke -n cow -db a -jd '{}'",
+        """\
+error: `-db` and `-jd` both say what to send
+   help: keep one of them
+""",
+    ),
+    Wrong(
+        "parameters that are no object",
+        "invoke -n cow -p '[1]'",
+        """\
+error: `--parameters` is not a JSON object
+   help: write it as '{"name": "value"}'
+""",
+    ),
+    Wrong(
+        "a shell nobody knows",
+        "completion bsh",
+        """\
+error: unknown shell `bsh`
+   help: did you mean `bash`?
+""",
+    ),
+    Wrong(
+        "a flag of another command",
+        "ls --plan",
+        """\
+error: unknown flag `--plan`
+   help: did you mean `--local`?
+""",
+    ),
+    Wrong(
+        "validate of nothing",
+        "validate",
+        """\
+error: one of the arguments -f/--conf-file -i/--image -if/--image-file is required
+   help: `scar validate --help` shows the flags and an example
+""",
+    ),
+    Wrong(
+        "an execution mode nobody knows",
+        "--local validate -i host -n cow -em fargate",
+        """\
+error: execution_mode must be `lambda`, `lambda-batch` or `batch`, got `fargate`
+  --> --execution-mode  functions.aws[0].lambda.execution_mode
+""",
+    ),
+    Wrong(
+        "a log level nobody knows",
+        "--local validate -i host -n cow -ll loud",
+        """\
+error: log_level must be `CRITICAL`, `ERROR`, `WARNING`, `INFO` or `DEBUG`, got `LOUD`
+  --> --log-level  functions.aws[0].lambda.log_level
+""",
+    ),
+    Wrong(
+        "a GPU without a number",
+        "--local validate -i host -n cow -em batch -bm lots -bc none",
+        """\
+error: memory must be a whole number of MiB, got `lots`
+  --> --batch-memory  functions.aws[0].batch.memory
+
+error: vcpus must be a number, got `none`
+  --> --batch-vcpus  functions.aws[0].batch.vcpus
+""",
+    ),
+    Wrong(
+        "a role that is no ARN",
+        "validate -i img -n cow -r admin",
+        """\
+error: role must be an ARN such as `arn:aws:iam::123456789012:role/x`, got `admin`
+  --> --iam-role  functions.aws[0].iam.role
+""",
+    ),
+    Wrong(
+        "an image that cannot be",
+        "--local validate -i 'my image' -n cow",
+        """\
+error: image must be an image such as `alpine:3.20` or `ghcr.io/owner/name@sha256:…`
+  --> --image  functions.aws[0].lambda.container.image
+""",
+    ),
+    Wrong(
+        "an image in capital letters",
+        "--local validate -i Debian -n cow",
+        """\
+error: image must have a lower-case repository, got `Debian`
+  --> --image  functions.aws[0].lambda.container.image
+""",
+    ),
+    Wrong(
+        "a deployment bucket that cannot be",
+        "--local validate -i host -n cow -db My_Bucket",
+        """\
+error: bucket must name a bucket of lower-case letters, digits, `-` and single `.`, first and \
+last a letter or digit, got `My_Bucket`
+  --> --deployment-bucket  functions.aws[0].lambda.deployment.bucket
+""",
+    ),
+    Wrong(
+        "an output without a bucket",
+        "--local validate -i host -n cow -ob /out",
+        """\
+error: path must start with a bucket, as in `bucket/prefix`
+  --> --output-bucket  functions.aws[0].lambda.output[0].path
+""",
+    ),
+    Wrong(
+        "a name that is too long",
+        "--local validate -i host -n " + "n" * 65,
+        """\
+error: name must be 1 to 64 letters, digits, `-` or `_`, got \
+`nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn…`
+  --> --name  functions.aws[0].lambda.name
+""",
+    ),
+    Wrong(
+        "an archive that is not there",
+        "--local validate -if nope.tar -n cow",
+        """\
+error: no file `{work}/nope.tar`
+  --> --image-file  functions.aws[0].lambda.container.image_file
+   help: looked for `{work}/nope.tar`
+""",
+    ),
+    Wrong(
+        "a payload that is not there",
+        "--local validate -i host -n cow -ep nope",
+        """\
+error: no file or folder `{work}/nope`
+  --> --extra-payload  functions.aws[0].lambda.extra_payload
+   help: looked in `{work}`
+""",
+    ),
+    Wrong(
+        "a threshold below zero",
+        "--local validate -f cow.yaml -tt -1",
+        """\
+error: timeout_threshold must be 0 to 900 seconds, got `-1`
+  --> --timeout-threshold  functions.aws[0].lambda.container.timeout_threshold
+""",
+        {"cow.yaml": GOOD},
+    ),
+    Wrong(
+        "unclosed quotes",
+        "--local validate -f cow.yaml",
+        """\
+error: not valid YAML: while scanning a quoted scalar, found unexpected end of stream
+  --> cow.yaml:2:8
+   2 |   aws: "x
+     |        ^
+   help: check the indentation, the `:` after each key and the quotes around here
+""",
+        {"cow.yaml": 'functions:\n  aws: "x\n'},
+    ),
+    Wrong(
+        "a key that is no text",
+        "--local validate -f cow.yaml",
+        """\
+error: a key must be text
+  --> cow.yaml:1:3
+   1 | ? [a]
+     |   ^
+""",
+        {"cow.yaml": "? [a]\n: b\nfunctions: {}\n"},
+    ),
+    Wrong(
+        "a merge of what is no mapping",
+        "--local validate -f cow.yaml",
+        """\
+error: `<<` needs a mapping
+  --> cow.yaml:8:13  functions.aws[0].lambda.tags
+   8 |         <<: x
+     |             ^
+   help: write `<<: *name`
+""",
+        {"cow.yaml": lambda_lines("tags:", "  <<: x")},
+    ),
+    Wrong(
+        "a list instead of a function",
+        "--local validate -f cow.yaml",
+        """\
+error: aws[0] must be a mapping of keys, got a list
+  --> cow.yaml:3:5  functions.aws[0]
+   3 |   - [lambda]
+     |     ^
+""",
+        {"cow.yaml": "functions:\n  aws:\n  - [lambda]\n"},
+    ),
+    Wrong(
+        "an item without lambda",
+        "--local validate -f cow.yaml",
+        """\
+error: `name` is required
+  --> cow.yaml:3:5  functions.aws[0].lambda.name
+   3 |   - batch: {vcpus: 1}
+     |     ^
+   help: add `name:` here
+""",
+        {"cow.yaml": "functions:\n  aws:\n  - batch: {vcpus: 1}\n"},
+    ),
+    Wrong(
+        "functions that are no list",
+        "--local validate -f cow.yaml",
+        """\
+error: aws must be a list, got a mapping
+  --> cow.yaml:3:5  functions.aws
+   3 |     lambda: {name: cow}
+     |     ^
+   help: write `- ` before each item, or `[a, b]`
+""",
+        {"cow.yaml": "functions:\n  aws:\n    lambda: {name: cow}\n"},
+    ),
+    Wrong(
+        "an unknown key at the top",
+        "--local validate -f cow.yaml",
+        """\
+error: unknown key `storage_provider`
+  --> cow.yaml:7:1  storage_provider
+   7 | storage_provider: {}
+     | ^
+   help: `storage_provider` goes under `lambda.input[]`
+""",
+        {"cow.yaml": GOOD + "storage_provider: {}\n"},
+    ),
+    Wrong(
+        "a region that is none",
+        "--local validate -f cow.yaml",
+        """\
+error: region must be a region such as `us-east-1`, got `Virginia`
+  --> cow.yaml:7:15  functions.aws[0].lambda.region
+   7 |       region: Virginia
+     |               ^
+""",
+        {"cow.yaml": lambda_lines("region: Virginia")},
+    ),
+    Wrong(
+        "a bucket that is an address",
+        "--local validate -f cow.yaml",
+        """\
+error: path must name a bucket, got the IP address `10.0.0.1`
+  --> cow.yaml:7:22  functions.aws[0].lambda.input[0].path
+   7 |       input: [{path: 10.0.0.1/in}]
+     |                      ^
+""",
+        {"cow.yaml": lambda_lines("input: [{path: 10.0.0.1/in}]")},
+    ),
+    Wrong(
+        "a path with an empty part",
+        "--local validate -f cow.yaml",
+        """\
+error: path must not hold an empty part (`//`), got `video//in`
+  --> cow.yaml:7:22  functions.aws[0].lambda.input[0].path
+   7 |       input: [{path: video//in}]
+     |                      ^
+""",
+        {"cow.yaml": lambda_lines("input: [{path: video//in}]")},
+    ),
+    Wrong(
+        "a path with a scheme",
+        "--local validate -f cow.yaml",
+        """\
+error: path must be `bucket/prefix` without `s3://`
+  --> cow.yaml:7:23  functions.aws[0].lambda.output[0].path
+   7 |       output: [{path: 's3://video/out'}]
+     |                       ^
+""",
+        {"cow.yaml": lambda_lines("output: [{path: 's3://video/out'}]")},
+    ),
+    Wrong(
+        "a path that leaves no room",
+        "--local validate -f cow.yaml",
+        """\
+error: path must leave room for file names: a key has at most 1,024 bytes
+  --> cow.yaml:7:23  functions.aws[0].lambda.output[0].path
+   7 |       output: [{path: \
+video/xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\
+xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+     |                       ^
+""",
+        {"cow.yaml": lambda_lines("output: [{path: video/" + "x" * 901 + "}]")},
+    ),
+    Wrong(
+        "an input without a path",
+        "--local validate -f cow.yaml",
+        """\
+error: `path` is required
+  --> cow.yaml:7:15  functions.aws[0].lambda.input[0].path
+   7 |       input: [{storage_provider: s3}]
+     |               ^
+   help: add `path:` here
+""",
+        {"cow.yaml": lambda_lines("input: [{storage_provider: s3}]")},
+    ),
+    Wrong(
+        "a suffix that is no list",
+        "--local validate -f cow.yaml",
+        """\
+error: suffix must be a list, got `.png`
+  --> cow.yaml:7:42  functions.aws[0].lambda.output[0].suffix
+   7 |       output: [{path: video/out, suffix: .png}]
+     |                                          ^
+   help: write `- ` before each item, or `[a, b]`
+""",
+        {"cow.yaml": lambda_lines("output: [{path: video/out, suffix: .png}]")},
+    ),
+    Wrong(
+        "two architectures",
+        "--local validate -f cow.yaml",
+        """\
+error: architectures must have one item, got 2
+  --> cow.yaml:7:22  functions.aws[0].lambda.architectures
+   7 |       architectures: [x86_64, arm64]
+     |                      ^
+""",
+        {"cow.yaml": lambda_lines("architectures: [x86_64, arm64]")},
+    ),
+    Wrong(
+        "a disk that is too large",
+        "--local validate -f cow.yaml",
+        """\
+error: ephemeral_storage must be 512 to 10240 MB, got 20480
+  --> cow.yaml:7:26  functions.aws[0].lambda.ephemeral_storage
+   7 |       ephemeral_storage: 20480
+     |                          ^
+   help: a job has its machine's disk: `execution_mode: batch`
+""",
+        {"cow.yaml": lambda_lines("ephemeral_storage: 20480")},
+    ),
+    Wrong(
+        "a description that is too long",
+        "--local validate -f cow.yaml",
+        """\
+error: description must be shorter: at most 256 characters, got \
+`dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd…`
+  --> cow.yaml:7:20  functions.aws[0].lambda.description
+   7 |       description: \
+ddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd\
+dddddddddddddddddddddddddddddddddddddddddddd
+     |                    ^
+""",
+        {"cow.yaml": lambda_lines("description: " + "d" * 257)},
+    ),
+    Wrong(
+        "more memory than Lambda has",
+        "--local validate -f cow.yaml -m 20000",
+        """\
+error: memory must be 128 to 10240 MB, got `20000`
+  --> --memory  functions.aws[0].lambda.memory
+   help: a job may have more: `execution_mode: batch` and `batch.memory`
+""",
+        {"cow.yaml": GOOD},
+    ),
+    Wrong(
+        "logs kept for a number of days that is none",
+        "--local validate -f cow.yaml",
+        """\
+error: log_retention_policy_in_days must be one of 1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, \
+365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653 days, got 31
+  --> cow.yaml:7:48  functions.aws[0].cloudwatch.log_retention_policy_in_days
+   7 |     cloudwatch: {log_retention_policy_in_days: 31}
+     |                                                ^
+""",
+        {"cow.yaml": GOOD + "    cloudwatch: {log_retention_policy_in_days: 31}\n"},
+    ),
+    Wrong(
+        "a variable that Lambda cannot name",
+        "--local validate -f cow.yaml",
+        """\
+error: A-B must be named with letters, digits and `_`, a letter first and at least two, got `A-B`
+  --> cow.yaml:7:33  functions.aws[0].lambda.environment.Variables.A-B
+   7 |       environment: {Variables: {A-B: x}}
+     |                                 ^
+""",
+        {"cow.yaml": lambda_lines("environment: {Variables: {A-B: x}}")},
+    ),
+    Wrong(
+        "a variable that Lambda sets itself",
+        "--local validate -f cow.yaml",
+        """\
+error: variable `AWS_REGION` is reserved: Lambda sets it itself
+  --> cow.yaml:7:33  functions.aws[0].lambda.environment.Variables.AWS_REGION
+   7 |       environment: {Variables: {AWS_REGION: x}}
+     |                                 ^
+   help: choose another name
+""",
+        {"cow.yaml": lambda_lines("environment: {Variables: {AWS_REGION: x}}")},
+    ),
+    Wrong(
+        "a variable that Batch sets itself",
+        "--local validate -f cow.yaml",
+        """\
+error: variable `AWS_BATCH_JOB_ID` is reserved: Batch sets it itself
+  --> cow.yaml:9:33  functions.aws[0].batch.environment.Variables.AWS_BATCH_JOB_ID
+   9 |       environment: {Variables: {AWS_BATCH_JOB_ID: x}}
+     |                                 ^
+   help: choose another name
+""",
+        {"cow.yaml": batch_lines("environment: {Variables: {AWS_BATCH_JOB_ID: x}}")},
+    ),
+    Wrong(
+        "more variables than Lambda takes",
+        "--local validate -f cow.yaml",
+        """\
+error: the function's variables take 4097 bytes, Lambda allows 4096
+  --> cow.yaml:7:21  functions.aws[0].lambda.environment.Variables
+   7 |       environment: {Variables: {BIG: \
+xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\
+xxxxxxxxxxxxxxxxxxxxxxxxxx
+     |                     ^
+   help: put them in `lambda.container.environment`: those travel in the image
+""",
+        {"cow.yaml": lambda_lines("environment: {Variables: {BIG: " + "x" * 4094 + "}}")},
+    ),
+    Wrong(
+        "tags that are AWS's, SCAR's and too many",
+        "--local validate -f cow.yaml",
+        """\
+error: at most 40 tags, got 41
+  --> cow.yaml:7:7  functions.aws[0].lambda.tags
+   7 |       tags:
+     |       ^
+   help: remove some
+
+error: tag `aws:x` is reserved: names that start with `aws:` are AWS's own
+  --> cow.yaml:8:9  functions.aws[0].lambda.tags.aws:x
+   8 |         aws:x: a
+     |         ^
+   help: choose another name
+
+error: tag `owner` is reserved: SCAR finds its functions by it
+  --> cow.yaml:9:9  functions.aws[0].lambda.tags.owner
+   9 |         owner: me
+     |         ^
+   help: choose another name
+""",
+        {
+            "cow.yaml": lambda_lines(
+                "tags:", "  aws:x: a", "  owner: me", *(f"  t{i}: x" for i in range(39))
+            )
+        },
+    ),
+    Wrong(
+        "a prepared image that is not in ECR",
+        "--local validate -f cow.yaml",
+        """\
+error: with `create_image: false` the image must be in ECR, Lambda takes it from there
+  --> cow.yaml:6:16  functions.aws[0].lambda.container.image
+   6 |         image: debian
+     |                ^
+   help: name it <account>.dkr.ecr.<region>.amazonaws.com/<repository>:<tag>, or remove \
+`create_image`
+""",
+        {"cow.yaml": GOOD.replace("image: host", "image: debian\n        create_image: false")},
+    ),
+    Wrong(
+        "two images",
+        "--local validate -f cow.yaml",
+        """\
+error: `image` and `image_file` exclude each other
+  --> cow.yaml:7:9  functions.aws[0].lambda.container.image_file
+   7 |         image_file: cow.tar
+     |         ^
+   help: keep the one to deploy
+""",
+        {
+            "cow.yaml": GOOD.replace("image: host", "image: host\n        image_file: cow.tar"),
+            "cow.tar": "x",
+        },
+    ),
+    Wrong(
+        "a subnet without a security group",
+        "--local validate -f cow.yaml",
+        """\
+error: vpc has `SubnetIds` but no `SecurityGroupIds`
+  --> cow.yaml:7:7  functions.aws[0].lambda.vpc
+   7 |       vpc: {SubnetIds: [subnet-1]}
+     |       ^
+   help: add `SecurityGroupIds: [sg-…]`
+""",
+        {"cow.yaml": lambda_lines("vpc: {SubnetIds: [subnet-1]}")},
+    ),
+    Wrong(
+        "ids that are none",
+        "--local validate -f cow.yaml",
+        """\
+error: SubnetIds[0] must be an id such as `subnet-0a1b2c3d`, got `vpc-1`
+  --> cow.yaml:7:25  functions.aws[0].lambda.vpc.SubnetIds[0]
+   7 |       vpc: {SubnetIds: [vpc-1], SecurityGroupIds: [sg 1]}
+     |                         ^
+
+error: SecurityGroupIds[0] must be an id such as `sg-0a1b2c3d`, got `sg 1`
+  --> cow.yaml:7:52  functions.aws[0].lambda.vpc.SecurityGroupIds[0]
+   7 |       vpc: {SubnetIds: [vpc-1], SecurityGroupIds: [sg 1]}
+     |                                                    ^
+""",
+        {"cow.yaml": lambda_lines("vpc: {SubnetIds: [vpc-1], SecurityGroupIds: [sg 1]}")},
+    ),
+    Wrong(
+        "a file system outside a network",
+        "--local validate -f cow.yaml",
+        """\
+error: file_system needs `lambda.vpc`: a function reaches it from inside its network
+  --> cow.yaml:7:7  functions.aws[0].lambda.file_system
+   7 |       file_system:
+     |       ^
+   help: add `vpc: {SubnetIds: [subnet-…], SecurityGroupIds: [sg-…]}`
+
+error: file_system is of AWS only: the local cloud has no EFS
+  --> cow.yaml:7:7  functions.aws[0].lambda.file_system
+   7 |       file_system:
+     |       ^
+   help: remove it to run here
+""",
+        {
+            "cow.yaml": lambda_lines(
+                "file_system:",
+                "- Arn: arn:aws:elasticfilesystem:us-east-1:000000000000:access-point/fsap-1",
+                "  LocalMountPath: /mnt/data",
+            )
+        },
+    ),
+    Wrong(
+        "a file system that is none, at a place that cannot be",
+        "--local validate -f cow.yaml",
+        """\
+error: Arn must be the ARN of an access point of EFS, got `fs-1`
+  --> cow.yaml:8:27  functions.aws[0].lambda.file_system[0].Arn
+   8 |       file_system: [{Arn: fs-1, LocalMountPath: /data}]
+     |                           ^
+
+error: LocalMountPath must be a folder right below `/mnt/`, such as `/mnt/data`, got `/data`
+  --> cow.yaml:8:49  functions.aws[0].lambda.file_system[0].LocalMountPath
+   8 |       file_system: [{Arn: fs-1, LocalMountPath: /data}]
+     |                                                 ^
+""",
+        {
+            "cow.yaml": lambda_lines(
+                "vpc: {SubnetIds: [subnet-1], SecurityGroupIds: [sg-1]}",
+                "file_system: [{Arn: fs-1, LocalMountPath: /data}]",
+            )
+        },
+    ),
+    Wrong(
+        "more file systems than one",
+        "--local validate -f cow.yaml",
+        """\
+error: file_system must have at most one item, got 2
+  --> cow.yaml:8:7  functions.aws[0].lambda.file_system
+   8 |       - {Arn: &a "arn:aws:s3files:x:000000000000:file-system/y", LocalMountPath: /mnt/a}
+     |       ^
+""",
+        {
+            "cow.yaml": lambda_lines(
+                "file_system:",
+                '- {Arn: &a "arn:aws:s3files:x:000000000000:file-system/y", '
+                "LocalMountPath: /mnt/a}",
+                "- {Arn: *a, LocalMountPath: /mnt/b}",
+            )
+        },
+    ),
+    Wrong(
+        "what Batch needs on AWS",
+        "validate -f cow.yaml -r arn:aws:iam::123456789012:role/x",
+        """\
+error: execution mode `lambda-batch` needs `batch.compute_resources.subnets` on AWS
+  --> {home}/scar.cfg:31:20  functions.aws[0].batch.compute_resources.subnets
+   31 |         "subnets": [],
+      |                    ^
+   help: add `subnets: [subnet-…]`, or use the local cloud: `scar --local …`
+
+error: execution mode `lambda-batch` needs `batch.compute_resources.security_group_ids` on AWS
+  --> {home}/scar.cfg:32:31  functions.aws[0].batch.compute_resources.security_group_ids
+   32 |         "security_group_ids": [],
+      |                               ^
+   help: add `security_group_ids: [sg-…]`, or use the local cloud: `scar --local …`
+""",
+        {
+            "cow.yaml": lambda_lines("execution_mode: lambda-batch").replace(
+                "image: host", "image: debian"
+            )
+        },
+    ),
+    Wrong(
+        "vCPU counts that cannot be met",
+        "--local validate -f cow.yaml",
+        """\
+error: vcpus must be at most max_v_cpus (4), got 8
+  --> cow.yaml:9:14  functions.aws[0].batch.vcpus
+   9 |       vcpus: 8
+     |              ^
+   help: no instance would ever be started for the job: raise \
+`batch.compute_resources.max_v_cpus`
+
+error: min_v_cpus must be at most max_v_cpus (4), got 6
+  --> cow.yaml:10:39  functions.aws[0].batch.compute_resources.min_v_cpus
+   10 |       compute_resources: {min_v_cpus: 6, desired_v_cpus: 5, max_v_cpus: 4}
+      |                                       ^
+
+error: desired_v_cpus must be at most max_v_cpus (4), got 5
+  --> cow.yaml:10:58  functions.aws[0].batch.compute_resources.desired_v_cpus
+   10 |       compute_resources: {min_v_cpus: 6, desired_v_cpus: 5, max_v_cpus: 4}
+      |                                                          ^
+""",
+        {
+            "cow.yaml": batch_lines(
+                "vcpus: 8", "compute_resources: {min_v_cpus: 6, desired_v_cpus: 5, max_v_cpus: 4}"
+            )
+        },
+    ),
+    Wrong(
+        "a part of a vCPU on an instance",
+        "--local validate -f cow.yaml",
+        """\
+error: vcpus must be a whole number on instances, got 0.5
+  --> cow.yaml:9:14  functions.aws[0].batch.vcpus
+   9 |       vcpus: 0.5
+     |              ^
+   help: parts of a vCPU are for `compute_resources.type: FARGATE`
+""",
+        {"cow.yaml": batch_lines("vcpus: 0.5")},
+    ),
+    Wrong(
+        "memory that Fargate has not",
+        "--local validate -f cow.yaml",
+        """\
+error: memory must be 2048 to 8192 in steps of 1024 MiB with 1 vCPUs on `FARGATE`, got 1024
+  --> cow.yaml:10:15  functions.aws[0].batch.memory
+   10 |       memory: 1024
+      |               ^
+""",
+        {"cow.yaml": batch_lines("vcpus: 1", "memory: 1024", "compute_resources: {type: FARGATE}")},
+    ),
+    Wrong(
+        "a GPU on Fargate",
+        "--local validate -f cow.yaml",
+        """\
+error: there are no GPUs on `FARGATE_SPOT`
+  --> cow.yaml:10:19  functions.aws[0].batch.enable_gpu
+   10 |       enable_gpu: true
+      |                   ^
+   help: set `compute_resources.type: EC2`
+""",
+        {
+            "cow.yaml": batch_lines(
+                "memory: 2048", "enable_gpu: true", "compute_resources: {type: FARGATE_SPOT}"
+            )
+        },
+    ),
+    Wrong(
+        "arm64 on instances of x86_64",
+        "validate -f cow.yaml -r arn:aws:iam::123456789012:role/x",
+        """\
+error: instances of `optimal` are x86_64, the function is arm64
+  --> {home}/scar.cfg:29:11  functions.aws[0].batch.compute_resources.instance_types[0]
+   29 |           "optimal"
+      |           ^
+   help: use `instance_types: [default_arm64]`
+""",
+        {
+            "cow.yaml": (
+                batch_lines("compute_resources: {subnets: [subnet-1], security_group_ids: [sg-1]}")
+                .replace("image: host", "image: debian")
+                .replace("execution_mode", "architectures: [arm64]\n      execution_mode")
+            )
+        },
+    ),
+    Wrong(
+        "an instance type that is none",
+        "--local validate -f cow.yaml",
+        """\
+error: instance_types[0] must be a type such as `c7i.large`, a family such as `c7i`, `optimal`, \
+got `Big Ones`
+  --> cow.yaml:9:44  functions.aws[0].batch.compute_resources.instance_types[0]
+   9 |       compute_resources: {instance_types: [Big Ones]}
+     |                                            ^
+""",
+        {"cow.yaml": batch_lines("compute_resources: {instance_types: [Big Ones]}")},
+    ),
+    Wrong(
+        "no instance type at all",
+        "--local validate -f cow.yaml",
+        """\
+error: instance_types must have one item or more, got 0
+  --> cow.yaml:9:43  functions.aws[0].batch.compute_resources.instance_types
+   9 |       compute_resources: {instance_types: []}
+     |                                           ^
+""",
+        {"cow.yaml": batch_lines("compute_resources: {instance_types: []}")},
+    ),
+    Wrong(
+        "a kind of environment nobody knows",
+        "--local validate -f cow.yaml",
+        """\
+error: type must be `EC2`, `SPOT`, `FARGATE` or `FARGATE_SPOT`, got `SPOTT`
+  --> cow.yaml:9:33  functions.aws[0].batch.compute_resources.type
+   9 |       compute_resources: {type: SPOTT}
+     |                                 ^
+   help: did you mean `SPOT`?
+""",
+        {"cow.yaml": batch_lines("compute_resources: {type: SPOTT}")},
+    ),
+    Wrong(
+        "a provider that nobody defined",
+        "--local validate -f cow.yaml",
+        """\
+error: storage provider `minio.mine` is not defined
+  --> cow.yaml:7:35  functions.aws[0].lambda.output[0].storage_provider
+   7 |       output: [{storage_provider: minio.mine, path: a1b/out}]
+     |                                   ^
+   help: did you mean `minio.mien`?
+""",
+        {
+            "cow.yaml": lambda_lines("output: [{storage_provider: minio.mine, path: a1b/out}]")
+            + "storage_providers: {minio: {mien: {access_key: a, secret_key: b}}}\n"
+        },
+    ),
+    Wrong(
+        "a provider without a definition of any",
+        "--local validate -f cow.yaml",
+        """\
+error: storage provider `webdav.home` is not defined
+  --> cow.yaml:7:35  functions.aws[0].lambda.output[0].storage_provider
+   7 |       output: [{storage_provider: webdav.home, path: a1b/out}]
+     |                                   ^
+   help: define it: `storage_providers: {webdav: {home: {…}}}`
+""",
+        {"cow.yaml": lambda_lines("output: [{storage_provider: webdav.home, path: a1b/out}]")},
+    ),
+    Wrong(
+        "a kind of provider nobody knows",
+        "--local validate -f cow.yaml",
+        """\
+error: unknown storage provider `mini.mine`
+  --> cow.yaml:7:35  functions.aws[0].lambda.output[0].storage_provider
+   7 |       output: [{storage_provider: mini.mine, path: a1b/out}]
+     |                                   ^
+   help: did you mean `minio`?
+""",
+        {"cow.yaml": lambda_lines("output: [{storage_provider: mini.mine, path: a1b/out}]")},
+    ),
+    Wrong(
+        "providers without what they need, and no secret is told",
+        "--local validate -f cow.yaml",
+        """\
+error: `secret_key` is required
+  --> cow.yaml:8:8  storage_providers.s3.mine.secret_key
+   help: add `secret_key:` here
+
+error: access_key must be text
+  --> cow.yaml:8:27  storage_providers.s3.mine.access_key
+   help: put it in quotes
+
+error: `oneprovider_host` is required
+  --> cow.yaml:9:13  storage_providers.onedata.mine.oneprovider_host
+   help: add `oneprovider_host:` here
+
+error: `hostname` is required
+  --> cow.yaml:10:12  storage_providers.webdav.mine.hostname
+   help: add `hostname:` here
+
+error: `login` is required
+  --> cow.yaml:10:12  storage_providers.webdav.mine.login
+   help: add `login:` here
+
+error: `password` is required
+  --> cow.yaml:10:12  storage_providers.webdav.mine.password
+   help: add `password:` here
+""",
+        {
+            "cow.yaml": GOOD + "storage_providers:\n  s3: {mine: {access_key: 12345}}\n"
+            "  onedata: {mine: {token: t0ps3cret, space: x}}\n  webdav: {mine: {}}\n"
+        },
+    ),
+    Wrong(
+        "inputs that overlap",
+        "--local validate -f cow.yaml",
+        """\
+error: inputs of `cow` and `sheep` overlap: S3 allows one trigger for an object
+  --> cow.yaml:12:22  functions.aws[1].lambda.input[0].path
+   12 |       input: [{path: video/in}]
+      |                      ^
+   help: give them different paths, or different suffixes
+""",
+        {"cow.yaml": BOTH.replace("image: host", "image: host\n      input: [{path: video/in}]")},
+    ),
+    Wrong(
+        "a circle through three functions",
+        "--local validate -f cow.yaml",
+        """\
+error: the functions trigger each other without end: a → b → c → a
+  --> cow.yaml:5:77  functions.aws[2].lambda.output[0].path
+   5 |   - lambda: {name: c, image: host, input: [{path: data/c}], output: [{path: data/a}]}
+     |                                                                             ^
+   help: break the circle: one of them must write elsewhere
+""",
+        {
+            "cow.yaml": "functions:\n  aws:\n"
+            + "".join(
+                f"  - lambda: {{name: {n}, image: host, input: [{{path: data/{n}}}], "
+                f"output: [{{path: data/{a}}}]}}\n"
+                for n, a in ("ab", "bc", "ca")
+            )
+        },
+    ),
+    Wrong(
+        "functions of two regions",
+        "--local validate -f cow.yaml",
+        """\
+error: region differs from the first function's, `not set`
+  --> cow.yaml:9:15  functions.aws[1].lambda.region
+   9 |       region: eu-west-1
+     |               ^
+   help: put the functions of each region and profile into a file of their own
+""",
+        {"cow.yaml": BOTH.replace("name: sheep", "name: sheep\n      region: eu-west-1")},
+    ),
+    Wrong(
+        "a fault in an old spelling",
+        "--local validate -f cow.yaml",
+        """\
+error: timeout must be 1 to 900 seconds, got 901
+  --> cow.yaml:7:13  functions.aws[0].lambda.timeout
+   7 |       time: 901
+     |             ^
+   help: a job may take longer: `execution_mode: batch`
+
+error: timeout_threshold must be a whole number of seconds, got `x`
+  --> cow.yaml:8:26  functions.aws[0].lambda.container.timeout_threshold
+   8 |       timeout_threshold: x
+     |                          ^
+""",
+        {"cow.yaml": lambda_lines("time: 901", "timeout_threshold: x")},
+    ),
+    Wrong(
+        "a key in its old place and its new one",
+        "--local validate -f cow.yaml",
+        """\
+error: unknown key `image`
+  --> cow.yaml:7:7  functions.aws[0].lambda.image
+   7 |       image: other
+     |       ^
+   help: `image` goes under `lambda.container`
+""",
+        {"cow.yaml": lambda_lines("image: other")},
+    ),
+    Wrong(
+        "an API with a stage that cannot be",
+        "--local validate -f cow.yaml",
+        """\
+error: stage_name must be at most 128 letters, digits, `_` and `-`, got `a/b`
+  --> cow.yaml:7:42  functions.aws[0].api_gateway.stage_name
+   7 |     api_gateway: {name: web, stage_name: a/b, http_method: FETCH}
+     |                                          ^
+
+error: http_method must be `ANY`, `DELETE`, `GET`, `HEAD`, `OPTIONS`, `PATCH`, `POST` or `PUT`, \
+got `FETCH`
+  --> cow.yaml:7:60  functions.aws[0].api_gateway.http_method
+   7 |     api_gateway: {name: web, stage_name: a/b, http_method: FETCH}
+     |                                                            ^
+   help: did you mean `PATCH`?
+""",
+        {"cow.yaml": GOOD + "    api_gateway: {name: web, stage_name: a/b, http_method: FETCH}\n"},
+    ),
+    Wrong(
+        "a fault in each function, and across them",
+        "--local validate -f cow.yaml",
+        """\
+error: memory must be 128 to 10240 MB, got 1
+  --> cow.yaml:5:15  functions.aws[0].lambda.memory
+   5 |       memory: 1
+     |               ^
+
+error: no file `nope.sh`
+  --> cow.yaml:10:20  functions.aws[1].lambda.init_script
+   10 |       init_script: nope.sh
+      |                    ^
+   help: looked for `{work}/nope.sh`
+
+error: storage provider `minio` is not defined
+  --> cow.yaml:11:35  functions.aws[1].lambda.output[0].storage_provider
+   11 |       output: [{storage_provider: minio, path: a1b}]
+      |                                   ^
+   help: define it: `storage_providers: {minio: {default: {…}}}`
+""",
+        {
+            "cow.yaml": BOTH.replace("name: cow", "name: cow\n      memory: 1").replace(
+                "name: sheep",
+                "name: sheep\n      init_script: nope.sh\n"
+                "      output: [{storage_provider: minio, path: a1b}]",
+            )
+        },
+    ),
+    Wrong(
+        "a list at the top of scar.cfg",
+        "--local validate -i host -n cow",
+        """\
+error: expected an object at the top
+  --> {home}/scar.cfg:1:1
+   help: mend the file, or remove it: a new one with the defaults is written (scar.cfg)
+""",
+        config="[1]",
+    ),
+    Wrong(
+        "a fault in an old spelling of scar.cfg",
+        "--local validate -i host -n cow",
+        """\
+error: timeout must be 1 to 900 seconds, got 0
+  --> {home}/scar.cfg:1:29  functions.aws[0].lambda.timeout
+   1 | {"aws": {"lambda": {"time": 0}}}
+     |                             ^
+""",
+        config='{"aws": {"lambda": {"time": 0}}}',
+    ),
+    Wrong(
+        "a target that is none in scar.cfg",
+        "validate -i host -n cow",
+        """\
+error: target must be `aws` or `local`, got `azure`
+  --> {home}/scar.cfg:1:21  scar.target
+   1 | {"scar": {"target": "azure"}}
+     |                     ^
+""",
+        config='{"scar": {"target": "azure"}}',
+    ),
+    Wrong(
+        "a key of OSCAR's in the FDL beside a fault",
+        "--local validate -f cow.yaml",
+        """\
+error: memory must be 128 to 10240 MB, got 1
+  --> cow.yaml:7:15  functions.aws[0].lambda.memory
+   7 |       memory: 1
+     |               ^
+""",
+        {"cow.yaml": lambda_lines("memory: 1") + "  oscar:\n  - my_oscar: {name: x}\n"},
+    ),
 ]
 
 
+# Through a process of their own too: what differs there is the start, the streams, the exit code.
+REAL = [
+    wrong
+    for wrong in WRONG
+    if wrong.what
+    in (
+        "no command",
+        "an unknown command",
+        "a flag out of bounds",
+        "an unknown target",
+        "a missing file",
+        "a file that is not UTF-8",
+        "aliases of aliases",
+        "brackets without end",
+        "several faults at once",
+        "what AWS needs",
+        "scar.cfg that is no JSON",
+    )
+]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.what)
-def test_a_wrong_input_is_told_exactly_and_makes_nothing(wrong: Wrong, tmp_path: Path):
-    home, work = tmp_path / "home", tmp_path / "work"
-    for folder in (home, work):
-        folder.mkdir()
+def test_a_wrong_input_is_told_exactly_and_makes_nothing(
+    wrong: Wrong,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def run(typed: list[str], home: Path, work: Path) -> Ended:
+        for name in [name for name in os.environ if name.startswith(("SCAR_", "AWS_"))]:
+            monkeypatch.delenv(name)
+        for name, value in {"SCAR_CONFIG_FOLDER": str(home), **wrong.environment}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(work)
+        code = main(typed)
+        return Ended(code, *capsys.readouterr())
+
+    check(wrong, tmp_path, run)
+
+
+@pytest.mark.parametrize("wrong", REAL, ids=lambda wrong: wrong.what)
+def test_the_real_command_says_the_same(wrong: Wrong, tmp_path: Path):
+    def run(typed: list[str], home: Path, work: Path) -> Ended:
+        done = scar(typed, home, work, wrong.environment)
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    check(wrong, tmp_path, run)
+
+
+def check(wrong: Wrong, folder: Path, run: Callable[[list[str], Path, Path], Ended]) -> None:
+    home, work = folder / "home", folder / "work"
+    for made in (home, work):
+        made.mkdir()
     if wrong.config is not None:
         (home / "scar.cfg").write_text(wrong.config)
     for name, content in wrong.files.items():
@@ -740,7 +1727,7 @@ def test_a_wrong_input_is_told_exactly_and_makes_nothing(wrong: Wrong, tmp_path:
         (work / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     before = everything(work)
 
-    done = scar(wrong.typed.split(), home, work, wrong.environment)
+    done = run(shlex.split(wrong.typed), home, work)
 
     answer = wrong.answer
     for word, text in {"home": str(home), "work": str(work)}.items():
@@ -770,7 +1757,7 @@ def test_with_json_the_error_is_an_object_too(tmp_path: Path):
                     "origin": "cow.yaml",
                     "line": 7,
                     "column": 16,
-                    "hint": "",
+                    "hint": "a job may take longer: `execution_mode: batch`",
                 }
             ],
         }

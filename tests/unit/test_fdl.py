@@ -416,7 +416,7 @@ def test_functions_of_one_file_share_a_region():
     ("line", "fault"),
     [
         ("log_level: LOUD", "log_level must be `CRITICAL`, `ERROR`, `WARNING`, `INFO` or `DEBUG`"),
-        ("architectures: [x86_64, arm64]", "architectures must be one item, got a list"),
+        ("architectures: [x86_64, arm64]", "architectures must have one item, got 2"),
         ("region: us-east", "region must be a region such as `us-east-1`, got `us-east`"),
         ("container: busybox", "`container` is written twice"),
         ("tags: [a]", "tags must be a mapping of keys, got a list"),

@@ -61,7 +61,7 @@ def load(sources: Sources, rules: Rules = Rules()) -> Loaded:
         )
     except ValidationError as exc:
         errors = exc.errors(include_url=False)
-        found += [_explain(error, sources) for error in errors]
+        found += [_explain(error, sources) for error in _meant(errors)]
         described = _well_formed(data, errors)
     faults += _rule_faults(described, rules)
     found += [_located(fault, sources) for fault in faults if not _is_noise(fault, sources)]
@@ -133,10 +133,27 @@ def _order(diagnostic: Diagnostic) -> tuple[str, int, int]:
     return (place.origin, place.line, place.column) if place else ("", 0, 0)
 
 
+def _meant(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Without the count of a list whose items are wrong: pydantic counts the good ones only."""
+    items = {error["loc"][:-1] for error in errors}
+    return [e for e in errors if e["type"] != "too_short" or e["loc"] not in items]
+
+
 def _explain(error: ErrorDetails, sources: Sources) -> Diagnostic:
+    """pydantic's error in our words; what storage providers hold is secret and not shown."""
+    told = _told(error, sources)
+    if error["loc"][:1] != ("storage_providers",) or told.place is None:
+        return told
+    summary, place = told.summary.partition(", got ")[0], replace(told.place, text="")
+    hint = "put it in quotes" if told.hint.startswith("put it in quotes") else told.hint
+    return replace(told, summary=summary, place=place, hint=hint)
+
+
+def _told(error: ErrorDetails, sources: Sources) -> Diagnostic:
     """pydantic's error in our words, with the place of the value or key it is about."""
     kind, loc = error["type"], error["loc"]
-    if loc[-1:] == ("[key]",):
+    is_key = loc[-1:] == ("[key]",)
+    if is_key:
         loc = loc[:-1]
     key = next((str(part) for part in reversed(loc) if isinstance(part, str)), "")
     item = f"{key}[{loc[-1]}]" if isinstance(loc[-1], int) else key
@@ -148,10 +165,7 @@ def _explain(error: ErrorDetails, sources: Sources) -> Diagnostic:
         hint = f"add `{key}:` here" if place else f"add `--{key} {key.upper()}`"
         return Diagnostic(f"`{key}` is required", dotted(loc), place, hint)
     must, hint = _requirement(error, loc)
-    place = sources.value_place(loc)
-    if loc[:1] == ("storage_providers",) and place is not None:
-        # Its values are secrets: they must not get into logs.
-        must, place = must.partition(", got ")[0], replace(place, text="")
+    place = sources.key_place(loc) if is_key else sources.value_place(loc)
     return Diagnostic(f"{item} {must}", dotted(loc), place, hint)
 
 
@@ -162,6 +176,8 @@ def _requirement(error: ErrorDetails, loc: Loc) -> tuple[str, str]:
         return str(error["ctx"]["error"]), ""
     if kind == "literal_error":
         return _choice(loc, got)
+    if kind in ("too_short", "too_long"):
+        return f"must have {_count_words(loc)}, got {error['ctx']['actual_length']}", ""
     words = _words(kind, loc)
     if words is None:
         message = error["msg"]
@@ -188,8 +204,6 @@ def _words(kind: str, loc: Loc) -> str | None:
         return simple[kind]
     if kind in ("string_pattern_mismatch", "string_too_short", "string_too_long"):
         return _extra(loc, "means")
-    if kind in ("too_short", "too_long"):
-        return _count_words(loc)
     if kind.startswith(("greater_", "less_")):
         return _range_words(loc)
     if kind.startswith("int_") or kind == "finite_number":
