@@ -24,7 +24,7 @@ APPLETS = ("sh", "echo", "cat", "id", "ls", "touch", "mkdir", "env", "grep", "dd
 
 def glibc() -> Sequence[Item]:
     """A shell and a few programs, all linked with glibc."""
-    return _with_libraries("/bin/sh", "/bin/echo", "/bin/cat", "/bin/touch", "/bin/mkdir")
+    return with_libraries("/bin/sh", "/bin/echo", "/bin/cat", "/bin/touch", "/bin/mkdir")
 
 
 def musl() -> Sequence[Item]:
@@ -41,7 +41,7 @@ def busybox() -> Sequence[Item]:
 
 def distroless() -> Sequence[Item]:
     """glibc and one program, no shell."""
-    return _with_libraries("/bin/echo")
+    return with_libraries("/bin/echo")
 
 
 def empty() -> Sequence[Item]:
@@ -52,6 +52,16 @@ def empty() -> Sequence[Item]:
 KINDS: Mapping[str, Callable[[], Sequence[Item]]] = {
     make.__name__: make for make in (glibc, musl, busybox, distroless, empty)
 }
+
+
+def with_libraries(*programs: str) -> Sequence[Item]:
+    """Programs with the libraries and the loader that ldd names, at the places it names."""
+    return _files([*programs, *_needed(programs)])
+
+
+def libraries(*programs: str) -> Sequence[Item]:
+    """What programs need, without themselves."""
+    return _files(_needed(programs))
 
 
 def save(path: Path, items: Sequence[Item], run: Mapping[str, Any]) -> Path:
@@ -85,15 +95,21 @@ def _program(path: str, name: str) -> Item:
     return Item(name, Path(path).resolve().read_bytes(), 0o755)
 
 
-def _with_libraries(*programs: str) -> Sequence[Item]:
-    """Programs with the libraries and the loader that ldd names, at the places it names."""
-    files = {program: _program(program, program.lstrip("/")) for program in programs}
-    for program in programs:
-        told = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
-        for path in re.findall(r"(/\S+) \(0x", told):
-            files[path] = _program(path, path.lstrip("/"))
-    folders = {str(parent) for name in files for parent in Path(name.lstrip("/")).parents}
-    return (*(directory(name) for name in sorted(folders - {"."})), *files.values())
+def _needed(programs: Sequence[str]) -> list[str]:
+    told = [
+        subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
+        for program in programs
+    ]
+    return sorted(set(re.findall(r"(/\S+) \(0x", "".join(told))))
+
+
+def _files(paths: Sequence[str]) -> Sequence[Item]:
+    names = [path.lstrip("/") for path in paths]
+    folders = {str(parent) for name in names for parent in Path(name).parents}
+    return (
+        *(directory(name) for name in sorted(folders - {"."})),
+        *(_program(path, name) for path, name in zip(paths, names, strict=True)),
+    )
 
 
 def _musl_loader() -> Path:
