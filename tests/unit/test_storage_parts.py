@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 
 @pytest.mark.parametrize(
-    "size", [1, 16 * MIB, 5 << 30, 80_000 * MIB, 80_000 * MIB + 1, 5 << 40, FILE_LIMIT_BYTES]
+    "size", [1, 16 * MIB, 5 << 30, 160_000 * MIB, 160_000 * MIB + 1, 5 << 40, FILE_LIMIT_BYTES]
 )
 def test_ten_thousand_parts_are_always_enough_and_none_is_too_large(size):
     cut = part_size(size)

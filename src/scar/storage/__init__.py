@@ -185,10 +185,11 @@ class _There:
             if is_absent(exc):
                 Buckets(self._account).create(Bucket(self._bucket))
             elif exc.code in ("AccessDenied", "403"):
-                self._listener.warn(
-                    f"bucket `{self._bucket}` may not be listed: everything is sent, also what is"
-                    " there already"
-                )
+                if not self._force:
+                    self._listener.warn(
+                        f"bucket `{self._bucket}` may not be listed: everything is sent, also what"
+                        " is there already"
+                    )
             else:
                 raise
 

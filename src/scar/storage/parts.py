@@ -15,7 +15,7 @@ PART_LIMIT_BYTES = 5 << 30
 FILE_LIMIT_BYTES = PARTS_LIMIT * PART_LIMIT_BYTES
 """https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
 
-_SMALLEST_BYTES = 8 * MIB
+_SMALLEST_BYTES = 16 * MIB
 
 _USUAL_BYTES = tuple(MIB * size for size in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128, 256))
 """Part sizes of other tools: the AWS CLI cuts at 8 MiB, s5cmd at 50 MiB, the console at 16 MiB."""
@@ -27,7 +27,7 @@ Read = Callable[[int, int], bytes]
 
 
 def part_size(size_bytes: int) -> int:
-    """The size of all parts but the last: 8 MiB, or more so that 10,000 parts are enough."""
+    """The size of all parts but the last: 16 MiB, or more so that 10,000 parts are enough."""
     needed = -(-size_bytes // PARTS_LIMIT)
     return max(_SMALLEST_BYTES, -(-needed // MIB) * MIB)
 
