@@ -380,12 +380,9 @@ class Uploads:
             if self._bar is None:
                 return
             done, total = (sum(column) for column in zip(*self._tags.values(), strict=True))
-            megabytes = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"
             if self._task is None:
-                self._task = self._bar.add_task("", total=total)
-            self._bar.update(
-                self._task, completed=done, total=total, description=f"images: {megabytes}"
-            )
+                self._task = self._bar.add_task("MB of images", total=None)
+            self._bar.update(self._task, completed=done // 10**6, total=-(-total // 10**6))
 
     def show_on(self, bar: Any) -> None:
         """Show it on `bar` from now on; on none where that is None."""

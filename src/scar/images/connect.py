@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,19 +65,9 @@ def pool(url: str) -> urllib3.PoolManager:
 
 def tls(host: str, environment: Mapping[str, str] = os.environ) -> ssl.SSLContext:
     """TLS to `host`, verified. Raises UserError where a named file of authorities is none."""
-    context = ssl.create_default_context()
-    for name in CA_VARIABLES:
-        if path := environment.get(name):
-            try:
-                folder = path if os.path.isdir(path) else None
-                context.load_verify_locations(None if folder else path, folder)
-            except (OSError, ssl.SSLError) as exc:
-                raise UserError(
-                    f"{name}: `{path}` holds no certificates: {exc}", "name a PEM file"
-                ) from exc
-    for file in sorted((DOCKER_CERTIFICATES / host).glob("*.crt")):
-        context.load_verify_locations(file)
-    return context
+    names = (*CA_VARIABLES, "SSL_CERT_FILE", "SSL_CERT_DIR")
+    given = tuple((name, environment.get(name, "")) for name in names)
+    return _tls(given, tuple(sorted((DOCKER_CERTIFICATES / host).glob("*.crt"))))
 
 
 def is_loopback(host: str) -> bool:
@@ -102,3 +93,21 @@ def speaks_tls(host: str) -> bool:
             return True
     except OSError:  # ssl.SSLError is one
         return False
+
+
+@cache
+def _tls(given: tuple[tuple[str, str], ...], own: tuple[Path, ...]) -> ssl.SSLContext:
+    """Made once: reading all authorities takes longer than most requests."""
+    context = ssl.create_default_context()
+    for name, path in given:
+        if path and name in CA_VARIABLES:
+            try:
+                folder = path if os.path.isdir(path) else None
+                context.load_verify_locations(None if folder else path, folder)
+            except (OSError, ssl.SSLError) as exc:
+                raise UserError(
+                    f"{name}: `{path}` holds no certificates: {exc}", "name a PEM file"
+                ) from exc
+    for file in own:
+        context.load_verify_locations(file)
+    return context
