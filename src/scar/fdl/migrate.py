@@ -46,6 +46,7 @@ _WRITTEN_BY_THE_REFERENCE: Mapping[str, Any] = {
     "batch": {
         "compute_resources": {
             "instance_types": ["m3.medium"],
+            "max_v_cpus": 2,
             "launch_template_name": "faas-supervisor",
         },
         "service_role": "arn:aws:iam::{account_id}:role/service-role/AWSBatchServiceRole",

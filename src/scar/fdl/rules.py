@@ -134,22 +134,21 @@ def keeps_time_to_finish(function: AwsFunction, at: Loc, target: str) -> Iterato
 
 
 def fits_the_compute_environment(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
-    """vCPU counts that cannot be met together; kinds of environment that are not there yet."""
+    """vCPU counts that cannot be met together."""
     if function.lambda_.execution_mode == "lambda":
         return
     resources, loc = function.batch.compute_resources, (*at, "batch", "compute_resources")
-    for low, high in (("min_v_cpus", "max_v_cpus"), ("desired_v_cpus", "max_v_cpus")):
-        if getattr(resources, low) > getattr(resources, high):
+    highest = function.batch.max_v_cpus
+    for low in ("min_v_cpus", "desired_v_cpus"):
+        if getattr(resources, low) > highest:
             yield Fault(
                 (*loc, low),
-                f"{low} must be at most {high} ({getattr(resources, high)}), "
-                f"got {getattr(resources, low)}",
+                f"{low} must be at most max_v_cpus ({highest}), got {getattr(resources, low)}",
             )
-    if function.batch.vcpus > resources.max_v_cpus:
+    if function.batch.vcpus > highest:
         yield Fault(
             (*at, "batch", "vcpus"),
-            f"vcpus must be at most max_v_cpus ({resources.max_v_cpus}), "
-            f"got {function.batch.vcpus}",
+            f"vcpus must be at most max_v_cpus ({highest}), got {function.batch.vcpus}",
             "no instance would ever be started for the job: raise "
             "`batch.compute_resources.max_v_cpus`",
         )
@@ -182,11 +181,11 @@ def fits_its_nodes(function: AwsFunction, at: Loc, target: str) -> Iterator[Faul
             "remove `type`, or `multi_node_parallel`",
         )
     needed = nodes.number_nodes * batch.vcpus
-    if needed > resources.max_v_cpus:
+    if needed > batch.max_v_cpus:
         yield Fault(
             (*loc, "number_nodes"),
             f"{nodes.number_nodes} nodes of {batch.vcpus:g} vCPUs need {needed:g}, "
-            f"max_v_cpus is {resources.max_v_cpus}: the job would wait for ever",
+            f"max_v_cpus is {batch.max_v_cpus}: the job would wait for ever",
             "raise `batch.compute_resources.max_v_cpus`, or have less nodes",
         )
 

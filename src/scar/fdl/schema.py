@@ -7,6 +7,7 @@ single key can say (a rule across keys) is in `rules.py`.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -440,8 +441,8 @@ class ComputeResources(Part):
     """vCPUs to start with."""
     min_v_cpus: Annotated[Whole, Field(ge=0)] = 0
     """vCPUs kept running, and paid, when there is no job."""
-    max_v_cpus: Annotated[Whole, Field(ge=1)] = 2
-    """vCPUs at most, of all jobs together."""
+    max_v_cpus: Annotated[Whole, Field(ge=1)] | None = None
+    """vCPUs at most, of all jobs together; not set: 2, or what one job needs where that is more."""
     instance_types: Annotated[
         tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], ...],
         Field(
@@ -519,6 +520,15 @@ class Batch(Part):
     """Variables of jobs only; `container.environment` wins where both have one."""
     compute_resources: ComputeResources = ComputeResources()
     multi_node_parallel: MultiNodeParallel = MultiNodeParallel()
+
+    @property
+    def max_v_cpus(self) -> int:
+        """vCPUs of all jobs together: as given, else enough for one job."""
+        its, nodes = self.compute_resources, self.multi_node_parallel
+        if its.max_v_cpus is not None:
+            return its.max_v_cpus
+        one_job = self.vcpus * (nodes.number_nodes if nodes.enabled else 1)
+        return max(2, math.ceil(one_job), its.min_v_cpus, its.desired_v_cpus)
 
 
 class AwsFunction(Part):

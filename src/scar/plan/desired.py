@@ -155,7 +155,10 @@ def queue_name(function: AwsFunction, account: AccountFacts) -> str:
 def compute_resources(function: AwsFunction, account: AccountFacts) -> ComputeResources:
     """`batch.compute_resources` with what only an account can give filled in."""
     compute = function.batch.compute_resources
-    given: dict[str, object] = {"instance_role": _filled(compute.instance_role, account)}
+    given: dict[str, object] = {
+        "instance_role": _filled(compute.instance_role, account),
+        "max_v_cpus": function.batch.max_v_cpus,
+    }
     if account.is_local:
         given["subnets"] = compute.subnets or ("subnet-local",)
         given["security_group_ids"] = compute.security_group_ids or ("sg-local",)
@@ -253,7 +256,7 @@ def _batch(
     yield ComputeEnvironment(
         name=queue,
         type=compute.type,
-        max_vcpus=compute.max_v_cpus,
+        max_vcpus=batch.max_v_cpus,
         min_vcpus=compute.min_v_cpus,
         desired_vcpus=compute.desired_v_cpus,
         instance_types=() if is_fargate else compute.instance_types,
