@@ -66,6 +66,8 @@ class Control:
     stop: Callable[[], object]
     more: Mapping[tuple[str, str], Callable[[], Mapping[str, object]]] = field(default_factory=dict)
     """What else it answers, by method and path."""
+    changes: Callable[[int, str | None], Mapping[str, object]] | None = None
+    """Changes of Batch's jobs after the one of a number, of one job or of all."""
 
 
 class Door:
@@ -134,6 +136,11 @@ class Door:
         elif asked == ("POST", "/_scar/stop"):
             _reply_json(exchange, {"stopping": True})
             self._control.stop()
+        elif asked == ("GET", "/_scar/batch/changes") and self._control.changes:
+            after = exchange.query.get("after", "0")
+            if not after.isdigit():
+                raise ApiError("ValidationError", f"after `{after}` is not the number of a change")
+            _reply_json(exchange, self._control.changes(int(after), exchange.query.get("job")))
         elif asked in self._control.more:
             _reply_json(exchange, self._control.more[asked]())
         else:
