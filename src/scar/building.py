@@ -27,6 +27,7 @@ from scar.images.derive import (
     defaults,
     derive,
     host_base,
+    is_derived,
     is_host,
 )
 from scar.images.login import Login, docker_login
@@ -81,6 +82,10 @@ class Builder:
             prepared = its.container.image or ""
             return Built(ImageFacts(prepared, architecture, is_ours=False, supervisor=""))
         source, base = self._base(function, OCI_ARCHITECTURES[architecture])
+        named = its.container.image_file or its.container.image or ""
+        if is_derived(base):
+            hint = "name the image it was made of, or set `create_image: false`"
+            raise ImageError(named, "SCAR made it: it has a supervisor already", hint)
         folder = self._work / its.name
         folder.mkdir(exist_ok=True)
         script = self._path(its.init_script)
@@ -92,7 +97,6 @@ class Builder:
         tag = content_tag(its.name, base, layers)
         uri = f"{self._facts.registry_host}/{REPOSITORY}:{tag}"
         facts = ImageFacts(uri, architecture, is_ours=True, supervisor=__version__)
-        named = its.container.image_file or its.container.image or ""
         if source is None:
             return Built(facts, tag, self._pusher(None, base, layers, named))
         program = interpreter(script) if script else ""

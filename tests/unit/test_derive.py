@@ -16,6 +16,7 @@ from scar.images.derive import (
     derive,
     digest_of,
     host_base,
+    is_derived,
     is_host,
 )
 
@@ -83,6 +84,13 @@ def test_the_image_host_is_one_layer_and_runs_no_supervisor_of_its_own():
     assert is_host(base)
     assert config["config"] == {"Labels": {"scar.host": "true"}}
     assert config["rootfs"]["diff_ids"] == [LAYER.diff_id]
+
+
+def test_what_was_derived_is_known_again():
+    base = a_base()
+    made = json.loads(derive(base, [LAYER], "5.0").config)
+    assert is_derived(Base(base.digest, "oci", made, base.layers))
+    assert not is_derived(base)
 
 
 def test_a_config_that_does_not_list_its_layers_is_refused():

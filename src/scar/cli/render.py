@@ -382,7 +382,7 @@ class Uploads:
             done, total = (sum(column) for column in zip(*self._tags.values(), strict=True))
             if self._task is None:
                 self._task = self._bar.add_task("MB of images", total=None)
-            self._bar.update(self._task, completed=done // 10**6, total=-(-total // 10**6))
+            self._bar.update(self._task, completed=-(-done // 10**6), total=-(-total // 10**6))
 
     def show_on(self, bar: Any) -> None:
         """Show it on `bar` from now on; on none where that is None."""

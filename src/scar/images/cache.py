@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -94,13 +95,16 @@ class LayerCache:
 
     def _evict(self) -> None:
         """Remove what is too much, and what a crash left."""
-        every = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)
-        size, old = sum(path.stat().st_size for path in every), time.time() - _YOUNG_S
-        for path in every:
-            about = path.stat()
-            if about.st_mtime < old and (size > self._limit_bytes or path.suffix == ".part"):
+        every = []
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):  # another command tidies up too
+                about = path.stat()
+                every.append((about.st_mtime, about.st_size, path))
+        left, old = sum(size for _, size, _ in every), time.time() - _YOUNG_S
+        for used, size, path in sorted(every):
+            if used < old and (left > self._limit_bytes or path.suffix == ".part"):
                 path.unlink(missing_ok=True)
-                size -= about.st_size
+                left -= size
 
 
 class _Readable:

@@ -125,7 +125,12 @@ def host_base(architecture: str) -> Base:
 
 def is_host(base: Base) -> bool:
     """Whether `base` is that of the image `host`, which gets no supervisor of its own."""
-    return HOST_LABEL in ((base.config.get("config") or {}).get("Labels") or {})
+    return HOST_LABEL in _labels(base)
+
+
+def is_derived(base: Base) -> bool:
+    """Whether `base` was made by deriving: its entrypoint is the supervisor."""
+    return SUPERVISOR_LABEL in _labels(base)
 
 
 def defaults(base: Base) -> ImageDefaults:
@@ -172,6 +177,10 @@ def derive(base: Base, layers: Sequence[Layer], supervisor: str) -> Derived:
     }
     packed = json.dumps(manifest).encode()
     return Derived(body, packed, MANIFEST_TYPES[family], base.layers, tuple(layers))
+
+
+def _labels(base: Base) -> Mapping[str, str]:
+    return (base.config.get("config") or {}).get("Labels") or {}
 
 
 def _config(base: Base, layers: Sequence[Layer], supervisor: str) -> dict[str, Any]:
