@@ -37,6 +37,7 @@ from tests.doubles.images import (
     layer,
     pulled,
     served_registry,
+    symlink,
 )
 
 LIMIT_S = 30.0
@@ -170,6 +171,25 @@ def test_with_a_read_only_root_only_tmp_is_writable_and_it_is_fresh(world: World
         assert world.shell(image, script) == (Exit(0), ["tmp", "read-only"])
     other = world.image(layer(*ACCOUNTS), User="app")
     assert world.shell(other, script) == (Exit(0), ["tmp", "read-only"])
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"tmp": "/var/tmp", "etc": "/usr/etc"},
+        {"tmp": "/nowhere/at/all", "dev": "/etc", "proc": "../../etc"},
+        {"tmp": "/", "sys": "tmp", "etc": "/a", "a": "/b"},
+    ],
+    ids=lambda links: " ".join(links),
+)
+def test_places_to_mount_over_may_be_links(bubblewrap: World, links: dict[str, str]) -> None:
+    image = bubblewrap.image(layer(*(symlink(name, target) for name, target in links.items())))
+    script = (
+        "touch /tmp/a && echo tmp; cat /etc/hosts >/dev/null && ls /proc/1 >/dev/null && echo ok"
+    )
+    for read_only in (True, False):
+        ended = bubblewrap.shell(image, script, read_only_root=read_only)
+        assert ended == (Exit(0), ["tmp", "ok"])
 
 
 def test_a_writable_root_is_thrown_away(world: World) -> None:

@@ -166,13 +166,25 @@ def unpack(layers: Sequence[Path], root: Path) -> None:
 def add_mount_points(root: Path) -> None:
     """Make the places a container mounts over, in images that have them not (or as links)."""
     for name in MOUNT_POINTS:
-        make_directory(root, name)
+        real, _ = locate(str(root), f"{name}/.")
+        if "/" not in name and (root / name).is_symlink():
+            _make_mountable(root, name, real)
     for name in MOUNT_FILES:
         directory, last = locate(str(root), name)
         path = os.path.join(directory, last)
         if os.path.islink(path) or not os.path.isfile(path):
             remove_tree(Path(path))
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+
+
+def _make_mountable(root: Path, name: str, real: str) -> None:
+    """bubblewrap follows links when the root is not yet the root: absolute ones lead astray."""
+    path = root / name
+    path.unlink()
+    if name in ("proc", "dev", "sys") or real == str(root):
+        path.mkdir()
+    else:
+        path.symlink_to(os.path.relpath(real, root))
 
 
 def make_directory(root: Path, name: str) -> None:
