@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup supervisor wheel fmt lint test bench demo clean
+.PHONY: help setup supervisor wheel fmt lint schema test bench demo clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -31,6 +31,9 @@ lint: setup ## check format, style, types and the layering
 	$(BIN)/ruff check src tests tools benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+schema: setup ## write docs/fdl.schema.json and docs/fdl.md from the FDL's schema
+	$(BIN)/python tools/fdl_reference.py
 
 test: setup ## run the tests; those that need an engine that is not here are skipped with the reason
 	@if command -v apt-get >/dev/null; then $(BIN)/python tools/build_supervisor.py; fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scar.errors import FdlError
-from scar.fdl.load import Loaded, load
+from scar.fdl.load import NO_RULES, Loaded, load
+from scar.fdl.reference import keys
 from scar.fdl.schema import Deployment
 from scar.fdl.source import Layer, Sources, from_flags, overlay, read_yaml
 
@@ -208,7 +210,7 @@ ALPHABET = st.sampled_from(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(ALPHABET, max_size=30).map("".join))
 def test_any_pieces_of_yaml_give_a_deployment_or_faults(text: str):
     try_to_load(text)
@@ -228,7 +230,7 @@ DATA = st.recursive(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.dictionaries(KEYS, DATA, max_size=4),
     st.lists(st.dictionaries(KEYS, DATA, max_size=4) | DATA, max_size=3),
@@ -448,3 +450,88 @@ def test_gpus_are_a_switch_or_a_count(given: str, count: int):
     assert (
         function_of(loaded(f"{COW}    batch: {{enable_gpu: {given}}}\n")).batch.enable_gpu == count
     )
+
+
+# Everything that the schema knows
+
+LEAVES = st.none() | st.booleans() | st.integers(-5, 20000) | st.floats() | st.text(max_size=6)
+PATHS = sorted({key.path.replace("<id>", "mine") for key in keys()})
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(PATHS), LEAVES | st.lists(LEAVES, max_size=2))))
+def test_any_value_at_any_key_gives_a_deployment_or_faults(values: list[tuple[str, Any]]):
+    top: dict[str, Any] = {}
+    item: dict[str, Any] = {"lambda": {"name": "a", "container": {"image": "x"}}}
+    for path, value in values:
+        here = top if path.startswith(("storage_providers.", "scar.")) else item
+        put(here, path.split("."), value)
+    try_to_load(Sources(Layer(), Layer({"functions": {"aws": [item]}, **top}), Layer(), LOCAL))
+
+
+def put(here: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set the value at `path`, whatever stands on the way; `key[]` is a list of one."""
+    key, many, _ = path[0].partition("[]")
+    if len(path) == 1:
+        here[key] = value
+        return
+    inner = here.get(key)
+    if many:
+        inner = inner[0] if isinstance(inner, list) and inner else {}
+    inner = inner if isinstance(inner, dict) else {}
+    here[key] = [inner] if many else inner
+    put(inner, path[1:], value)
+
+
+NAMES = st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True)
+TEXT = st.text("ab07é𐀀'\":#{}[]-&*!%~ \n\t", max_size=8)
+VARIABLES = st.fixed_dictionaries(
+    {"Variables": st.dictionaries(st.from_regex(r"[A-Z][A-Z0-9_]{1,5}", fullmatch=True), TEXT)}
+)
+OBJECTS = st.lists(
+    st.fixed_dictionaries(
+        {"path": st.from_regex(r"[a-z]{3,9}(/[a-z]{1,5}){0,3}", fullmatch=True)},
+        optional={"suffix": st.lists(st.sampled_from([".png", ".txt"]), max_size=2)},
+    ),
+    max_size=2,
+)
+FUNCTIONS = st.fixed_dictionaries(
+    {
+        "lambda": st.fixed_dictionaries(
+            {"name": NAMES, "container": st.fixed_dictionaries({"image": st.just("x")})},
+            optional={
+                "memory": st.integers(128, 10240),
+                "timeout": st.integers(1, 900),
+                "execution_mode": st.sampled_from(["lambda", "batch", "lambda-batch"]),
+                "log_level": st.sampled_from(["info", "DEBUG"]),
+                "environment": VARIABLES,
+                "input": OBJECTS,
+                "output": OBJECTS,
+                "tags": st.dictionaries(TEXT, TEXT, max_size=2),
+            },
+        )
+    },
+    optional={
+        "batch": st.fixed_dictionaries(
+            {},
+            optional={
+                "vcpus": st.sampled_from([0.25, 1, 2.0, 8]),
+                "memory": st.integers(4, 4096),
+                "enable_gpu": st.booleans() | st.integers(0, 4),
+                "environment": VARIABLES,
+            },
+        ),
+        "cloudwatch": st.fixed_dictionaries({"log_retention_policy_in_days": st.just(7)}),
+    },
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(FUNCTIONS, max_size=3))
+def test_what_is_dumped_loads_as_the_same(functions: list[Any]):
+    fdl = Layer({"functions": {"aws": functions}})
+    deployment = load(Sources(fdl=fdl, flags=LOCAL), NO_RULES).deployment
+    dumped = deployment.model_dump(mode="json", by_alias=True, exclude_none=True)
+    text = json.dumps(dumped, ensure_ascii=False)
+    again = load(Sources(fdl=read_yaml(text, "a.json")), NO_RULES).deployment
+    assert again == deployment

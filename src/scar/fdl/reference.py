@@ -163,6 +163,8 @@ def _cleaned(its: Any) -> Any:
 
 
 def _mark_deprecated(models: dict[str, Any]) -> None:
+    told = "ignored: this version of SCAR deploys to AWS only"
+    models["Functions"]["properties"]["oscar"] = {"deprecated": True, "description": told}
     moved = {old: f"write it as `{'.'.join(new)}`" for old, new in MOVED}
     for path, why in {**IGNORED_KEYS, **moved}.items():
         part = models["AwsFunction"]
