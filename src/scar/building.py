@@ -38,6 +38,7 @@ from scar.images.streams import damaged, unpacked
 from scar.images.turns import Turns
 from scar.plan.desired import ImageFacts, function_config
 from scar.plan.resources import REPOSITORY
+from scar_supervisor.contract import SCAR_DIR
 
 CACHE_FOLDER = "cache"
 """In the folder of scar.cfg: layers that were packed anew."""
@@ -141,9 +142,8 @@ class Builder:
                 raise
             daemon = Daemon(image, self._folder(), address)
             if not daemon.has_it():
-                exc.hint = f"{exc.hint}; the local Docker daemon does not have it either".lstrip(
-                    "; "
-                )
+                hint = "the local Docker daemon does not have it either"
+                exc.hint = f"{exc.hint}; {hint}" if exc.hint else hint
                 raise
             self._tell(f"{exc}; taking it from the local Docker daemon")
         return daemon, daemon.base("", architecture)
@@ -199,11 +199,12 @@ def interpreter(script: Path) -> str:
 def check_program(source: Source, base: Base, program: str, named: str) -> None:
     """Raises ImageError where the image lacks `program`, if that can be seen at little cost.
 
-    Files of this machine are read; layers of a registry only where they are small. An image
-    without a shell is small.
+    Files of this machine are read; layers of a registry only where they are small: an image
+    without a shell is small. What is in the extra payload is not looked for.
     """
     packed = sum(blob.size_bytes for blob in base.layers)
-    if not program or (source.mounts is not None and packed > READ_LIMIT_BYTES):
+    is_elsewhere = not program.startswith("/") or program.startswith(f"{SCAR_DIR}/")
+    if is_elsewhere or (source.mounts is not None and packed > READ_LIMIT_BYTES):
         return
     contents = Contents()
     for blob in base.layers:

@@ -228,6 +228,21 @@ def test_docker_is_asked_where_the_registry_has_no_such_image(
     assert "Docker daemon does not have it either" in caught.value.hint
 
 
+def test_an_interpreter_in_the_extra_payload_is_left_to_the_function(account, folder, name, source):
+    a_base(source, "empty", files=["echo"])
+    (folder / "script.sh").write_text("#!/opt/scar/function/extra/mine\n")
+    container = {"image": f"{source.host}/team/app:empty"}
+    assert "create image" in steps(prepared(account, folder, a_function(name, container=container)))
+
+
+def test_what_scar_made_is_not_a_base(account, folder, name, source):
+    deploy(account, folder, a_function(name, container=a_base(source)))
+    (tag,) = tags(account, name)
+    image = f"{account.facts().registry_host}/scar:{tag}"
+    with pytest.raises(ImageError, match="SCAR made it"):
+        prepared(account, folder, a_function(f"{name}-b", container={"image": image}))
+
+
 def test_no_blob_is_sent_that_is_not_what_it_says(account, folder, name, source):
     """What lands in the registry is what the base's registry promised."""
     deploy(account, folder, a_function(name, container=a_base(source)))
