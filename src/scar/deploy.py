@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +46,8 @@ from scar.plan.resources import (
     lambda_log_group,
 )
 
+_OF_INPUTS = (Permission.kind, BucketTrigger.kind)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -79,10 +83,13 @@ def prepare(
     new = {f"{REPOSITORY}:{b.tag}": b for b in built if b.push is not None}
     resources = desired(deployment, images, facts)
     keepers = handlers(account, {name: b.push for name, b in new.items() if b.push})
-    observed = observe([*map(id_of, resources), *_left_behind(deployment)], keepers)
+    with ThreadPoolExecutor(4) as pool:
+        left = list(pool.map(partial(_left_behind, account), functions))
+    observed = observe([*map(id_of, resources), *chain(*left)], keepers)
     wanted = {id_of(resource) for resource in resources}
     extra = {rid: its for rid, its in observed.items() if rid not in wanted and _is_ours(its)}
     apis = {rid: extra.pop(rid) for rid in list(extra) if rid.kind == RestApi.kind}
+    inputs = {rid: extra.pop(rid) for rid in list(extra) if rid.kind in _OF_INPUTS}
     changes = to_reach(resources, observed).steps
     pushed = [new[s.resource.name] for s in changes if isinstance(s.resource, Image)]
     for one in pushed:
@@ -92,6 +99,7 @@ def prepare(
         *changes,
         *to_remove(extra, "`execution_mode: lambda` has no use for it").steps,
         *to_remove(apis, "`api_gateway.name` is not given any more").steps,
+        *to_remove(inputs, "the bucket is not its input any more").steps,
         *_unused_queues(account, keepers, observed.values(), wanted).steps,
         *_old_images(account, keepers, updated, observed, wanted).steps,
     ]
@@ -132,13 +140,19 @@ def carry_out(
     apply(prepared.plan, prepared.handlers, on_step)
 
 
-def _left_behind(deployment: Deployment) -> Iterable[ResourceId]:
-    """What a function keeps from its time in another mode than `lambda`, or with an API."""
-    for function in deployment.functions.aws:
-        if function.api_gateway.name is None:
-            yield ResourceId(RestApi.kind, function.lambda_.name)
-        if function.lambda_.execution_mode == "lambda":
-            yield ResourceId(JobDefinition.kind, function.lambda_.name)
+def _left_behind(account: Account, function: AwsFunction) -> list[ResourceId]:
+    """What a function may have kept from what it was before: other inputs, a mode, an API."""
+    name = function.lambda_.name
+    ids = [
+        ResourceId(kind, identity)
+        for bucket in buckets_of(account, name)
+        for kind, identity in zip(_OF_INPUTS, (f"{name}/{bucket}", f"{bucket}/{name}"), strict=True)
+    ]
+    if function.api_gateway.name is None:
+        ids.append(ResourceId(RestApi.kind, name))
+    if function.lambda_.execution_mode == "lambda":
+        ids.append(ResourceId(JobDefinition.kind, name))
+    return ids
 
 
 def _unused_queues(

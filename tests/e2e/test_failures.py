@@ -184,6 +184,30 @@ def test_an_input_path_with_special_characters_triggers(cloud: Cloud, function):
     assert json.loads(cloud.ok("init", "-f", fdl, "--plan", "--json"))["Plan"] == []
 
 
+def test_a_function_with_another_input_no_longer_runs_for_the_old_one(cloud: Cloud, function):
+    """Else a moved input could close a loop that no file shows: out of the new one into the old."""
+    copy = 'cp "$INPUT_FILE_PATH" "$TMP_OUTPUT_DIR/"'
+    moved = {"name": "f", "script": copy}
+    before = {"input": [s3_path("first/in")], "output": [s3_path("second/out")]}
+    after = {"input": [s3_path("third/in")], "output": [s3_path("first/in")]}
+    cloud.ok("init", "-f", function({**moved, **before}))
+    fdl = function({**moved, **after})
+    plan = json.loads(cloud.ok("init", "-f", fdl, "--plan", "--json"))["Plan"]
+    assert {(s["Kind"], s["Name"]) for s in plan if s["Verb"] == "delete"} >= {
+        ("trigger", "first/f"),
+        ("permission", "f/first"),
+    }
+    cloud.ok("init", "-f", fdl)
+    s3 = cloud.client("s3")
+    left = s3.get_bucket_notification_configuration(Bucket="first")
+    assert "LambdaFunctionConfigurations" not in left
+    s3.put_object(Bucket="third", Key="in/x", Body=b"x")
+    wait_for("the output", lambda: cloud.keys("first") == ["in/x"])
+    time.sleep(0.5)  # time for what must not happen
+    assert cloud.ok("log", "-n", "f").count("START RequestId") == 1
+    assert json.loads(cloud.ok("init", "-f", fdl, "--plan", "--json"))["Plan"] == []
+
+
 def test_what_was_committed_before_kill_9_is_done_after_the_restart(
     cloud: Cloud, function, tmp_path
 ):

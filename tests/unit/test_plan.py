@@ -257,3 +257,10 @@ def test_two_triggers_for_the_same_objects_are_refused_unless_suffixes_part_them
     assert both({"path": "vid"}, {"path": "vid/in"})
     assert not both({"path": "vid/in"}, {"path": "vid/input"})
     assert not both({"path": "vid/in", "suffix": [".a"]}, {"path": "vid/in", "suffix": [".b"]})
+
+
+def test_a_trigger_is_deleted_before_anything_changes():
+    trigger = BucketTrigger("b/f", "b", "f", "arn:f", (("in/", ""),))
+    gone = to_remove({id_of(trigger): trigger}).steps[0]
+    change = Step(Verb.CREATE, LogGroup("/aws/lambda/f", 30), "does not exist")
+    assert waits_for(Plan((change, gone))) == [{1}, set()]

@@ -8,7 +8,7 @@ from enum import StrEnum
 from graphlib import TopologicalSorter
 from typing import TypeAlias
 
-from scar.plan.resources import Resource, ResourceId, id_of, needs
+from scar.plan.resources import BucketTrigger, Resource, ResourceId, id_of, needs
 
 Observed: TypeAlias = Mapping[ResourceId, Resource]
 """What an account holds of the resources that were asked about; an absent id does not exist."""
@@ -66,11 +66,20 @@ def in_order(resources: Iterable[Resource]) -> list[Resource]:
 def waits_for(plan: Plan) -> list[set[int]]:
     """For each step, the indexes of the steps that must be done before it.
 
-    What is deleted beside a change goes last: until then something may still use it.
+    What is deleted beside a change goes last: until then something may still use it. A trigger goes
+    first: what it would start is not what the change is for, and may run in a circle.
     """
     index = {id_of(step.resource): n for n, step in enumerate(plan.steps)}
     changes = {n for n, step in enumerate(plan.steps) if step.verb is not Verb.DELETE}
-    before = [set() if n in changes else set(changes) for n in range(len(plan.steps))]
+    triggers = {
+        n
+        for n, step in enumerate(plan.steps)
+        if n not in changes and isinstance(step.resource, BucketTrigger)
+    }
+    before = [
+        set(triggers) if n in changes else set() if n in triggers else set(changes)
+        for n in range(len(plan.steps))
+    ]
     for n, step in enumerate(plan.steps):
         others = {index[needed] for needed in needs(step.resource) if needed in index}
         if n in changes:
