@@ -4,8 +4,10 @@ import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -299,6 +301,13 @@ def test_a_folder_is_found_again_among_many_other_objects(account, tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: client.put_object(Bucket="among", Key=key, Body=b"o"), others))
     assert {t.status for t in put(account, "among/in", tmp_path / "up")} == {"unchanged"}
+    asked = []
+    client.meta.events.register(
+        "before-call.s3.ListObjectsV2", lambda **its: asked.append(1), unique_id="asked"
+    )
+    (again,) = put(account, "among/in", tmp_path / "up" / "1098")
+    client.meta.events.unregister("before-call.s3.ListObjectsV2", unique_id="asked")
+    assert (again.status, len(asked)) == ("unchanged", 1)
     assert len(list(list_objects(account, "among"))) == 1100
     assert len(get(account, "among/in", tmp_path / "down")) == 1100
 
@@ -350,6 +359,20 @@ def test_what_a_killed_command_left_is_removed_by_the_next_and_what_one_uses_is_
     get(account, "killed", tmp_path)
     os.close(descriptor)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".scar-get-used", "x"]
+
+
+def test_a_link_to_another_file_system_is_filled_too(account, tmp_path):
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system to write to")
+    hold(account, "far-away", **{"far/x": b"1", "far/large": b"2" * (17 << 20)})
+    with tempfile.TemporaryDirectory(dir=shared) as far:
+        (tmp_path / "far").symlink_to(far)
+        get(account, "far-away", tmp_path)
+        assert {path.name: path.stat().st_size for path in Path(far).iterdir()} == {
+            "x": 1,
+            "large": 17 << 20,
+        }
 
 
 def test_an_object_that_is_replaced_meanwhile_is_not_mixed(account, tmp_path):

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scar.storage.crew import Crew, Room
-from scar.storage.names import Fault, Source, Special, Standing, parts_of, too_long, walk
+from scar.storage.names import (
+    KEY_LIMIT_BYTES,
+    Fault,
+    Source,
+    Special,
+    Standing,
+    just_before,
+    parts_of,
+    too_long,
+    walk,
+)
 from scar.storage.parts import FILE_LIMIT_BYTES, PART_LIMIT_BYTES, is_same, part_size
 from scar.storage.sending import OpenFile
 from scar.storage.tally import Transfer
@@ -143,6 +153,18 @@ def test_a_file_in_the_way_of_a_folder_is_found_without_keeping_all_keys(keys):
         if not expected:
             standing.add(key)
             files.add(key)
+
+
+@given(st.text(min_size=1, max_size=1024))
+def test_a_listing_can_start_just_before_any_key(key):
+    before = just_before(key)
+    assert before < key
+    assert len(before.encode()) <= max(len(key.encode()) + 3, KEY_LIMIT_BYTES)
+    assert key[:-1] == before[: len(key) - 1]
+
+
+def test_a_name_cannot_command_the_terminal():
+    assert str(Fault("a\x1b[2J\nb", "is bad")) == "`a\\x1b[2J\\nb` is bad"
 
 
 def test_results_come_in_order_whatever_ends_first():

@@ -30,6 +30,7 @@ from scar.storage.names import (
     Special,
     Standing,
     Walked,
+    just_before,
     parts_of,
     source,
     too_long,
@@ -173,13 +174,13 @@ class _There:
         self._page: deque[ObjectInfo] = deque()
         self._more, self._is_open, self._last = True, False, ""
 
-    def open(self) -> None:
-        """Look at the bucket, unless that is done; make it if it is not there."""
+    def open(self, key: str = "") -> None:
+        """Look at the bucket, unless that is done, from `key` on; make it if it is not there."""
         if self._is_open:
             return
         self._is_open = True
         try:
-            self._read()
+            self._read(key)
         except CloudError as exc:
             self._more = False
             if is_absent(exc):
@@ -195,7 +196,7 @@ class _There:
 
     def find(self, key: str) -> ObjectInfo | None:
         """The object of `key`, which sorts after all asked for before."""
-        self.open()
+        self.open(key)
         if self._force:
             return None
         while True:
@@ -203,16 +204,16 @@ class _There:
                 self._page.popleft()
             if self._page or not self._more:
                 break
-            # From the last key asked for on: what is between belongs to no file here.
-            self._read()
-        self._last = max(self._last, key)
+            self._read(key)
         return self._page[0] if self._page and self._page[0].key == key else None
 
-    def _read(self) -> None:
-        found, self._more = self._objects.page(self._prefix, self._last)
+    def _read(self, key: str) -> None:
+        # What is before the key belongs to no file here, however much it is.
+        after = max(self._last, just_before(key))
+        found, self._more = self._objects.page(self._prefix, after)
         self._page.extend(found)
         if found:
-            self._last = max(self._last, found[-1].key)
+            self._last = found[-1].key
 
 
 def _target(bucket_path: str) -> tuple[str, str]:

@@ -24,7 +24,9 @@ class Fault:
     why: str
 
     def __str__(self) -> str:
-        return f"`{self.name}` {self.why}"
+        # A name may hold what a terminal takes for a command.
+        name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in self.name)
+        return f"`{name}` {self.why}"
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,18 @@ def too_long(parts: tuple[str, ...]) -> int:
     """The bytes of the first part that is too long for a file's name; 0 where all fit."""
     sizes = (len(part.encode()) for part in parts)
     return next((size for size in sizes if size > FILE_NAME_LIMIT_BYTES), 0)
+
+
+def just_before(key: str) -> str:
+    """A string that sorts before `key` with as little as possible between the two."""
+    if not key:
+        return ""
+    stem, last = key[:-1], ord(key[-1]) - 1
+    if last < ord(" ") or 0xD800 <= last < 0xE000:
+        return stem
+    # What S3 takes to start after is no longer than a key.
+    end = "\U0010ffff" if len(key.encode()) + 4 <= KEY_LIMIT_BYTES else ""
+    return stem + chr(last) + end
 
 
 class Standing:
