@@ -1,4 +1,7 @@
+import gzip
+import hashlib
 import io
+import sys
 import tarfile
 
 import pytest
@@ -86,6 +89,18 @@ def test_packing_gives_the_same_bytes_each_time_and_unpacks_to_what_it_was(tmp_p
     packed = (tmp_path / "a").read_bytes()
     assert packing_of(packed) == "gzip"
     assert unpacked(io.BytesIO(packed), "gzip").read() == content
+
+
+def test_where_there_is_no_isal_layers_are_packed_by_the_standard_library(tmp_path, monkeypatch):
+    for name in ("isal", "isal.igzip", "isal.isal_zlib"):
+        monkeypatch.setitem(sys.modules, name, None)
+    diff_id, _, size = pack(io.BytesIO(b"content"), tmp_path / "a")
+    assert diff_id == "sha256:" + hashlib.sha256(b"content").hexdigest()
+    packed = (tmp_path / "a").read_bytes()
+    assert (gzip.decompress(packed), len(packed)) == (b"content", size)
+    assert unpacked(io.BytesIO(packed), "gzip").read() == b"content"
+    with pytest.raises(damaged()):
+        unpacked(io.BytesIO(packed[:-9]), "gzip").read()
 
 
 @pytest.mark.parametrize("packing", ["gzip", "zstd", "xz", "bzip2"])

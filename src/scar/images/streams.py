@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import gzip
 import hashlib
 import io
 import lzma
@@ -113,12 +114,12 @@ def packing_of(head: bytes) -> Packing:
 def unpacked(stream: BinaryIO, packing: Packing) -> BinaryIO:
     """The content of a compressed stream. Closing it does not close `stream`.
 
-    Reading raises one of DAMAGED where it is not what it should be.
+    Reading raises one of `damaged()` where it is not what it should be.
     """
     opened: Any = stream
     match packing:
         case "gzip":
-            opened = _igzip().IGzipFile(fileobj=stream, mode="rb")
+            opened = _gzip_file()(fileobj=stream, mode="rb")
         case "zstd":
             opened = _zstd().ZstdFile(stream, "rb")
         case "xz":
@@ -136,7 +137,7 @@ def damaged() -> tuple[type[Exception], ...]:
         OSError,
         lzma.LZMAError,
         zlib.error,
-        _igzip_error(),
+        _gzip_error(),
         _zstd().ZstdError,
     )
 
@@ -149,23 +150,28 @@ def pack(plain: BinaryIO, path: Path) -> tuple[str, str, int]:
     """
     with path.open("wb") as file:
         packed = Hashing(file)
-        with _igzip().IGzipFile("", "wb", 1, cast(BinaryIO, packed), 0) as zipped:
+        with _gzip_file()("", "wb", 1, cast(BinaryIO, packed), 0) as zipped:
             through = Hashing(zipped)
             while part := plain.read(PART_BYTES):
                 through.write(part)
     return through.digest, packed.digest, packed.size_bytes
 
 
-def _igzip() -> Any:
-    from isal import igzip  # here, as not every command needs it
+def _gzip_file() -> Any:
+    """ISA-L's, where there is one for this processor; imported here, as few commands need it."""
+    try:
+        from isal.igzip import IGzipFile
+    except ImportError:
+        return gzip.GzipFile
+    return IGzipFile
 
-    return igzip
 
-
-def _igzip_error() -> Any:
-    from isal import isal_zlib
-
-    return isal_zlib.error
+def _gzip_error() -> Any:
+    try:
+        from isal.isal_zlib import error
+    except ImportError:
+        return zlib.error
+    return error
 
 
 def _zstd() -> Any:
