@@ -164,7 +164,7 @@ class NodesAttempt:
         ended = main.run(begun)
         self._note_end(0, ended)
         for child in self._attempts[1:]:
-            child.end(Ended(None, MAIN_ENDED))
+            child.end(Ended(None, MAIN_ENDED, final=True))
         for thread in self._threads:
             thread.join()
         return ended
@@ -199,7 +199,9 @@ class NodesAttempt:
         self._note(number, {"status": "RUNNING", "startedAt": now_ms()}, {})
 
     def _note_end(self, number: int, ended: Ended) -> None:
-        status = "SUCCEEDED" if ended.succeeded else "FAILED"
+        # A child that ends well when the main node has ended did its part.
+        succeeded = ended.succeeded or (ended.status_reason == MAIN_ENDED and ended.exit_code == 0)
+        status = "SUCCEEDED" if succeeded else "FAILED"
         state = {"status": status, "statusReason": ended.status_reason, "stoppedAt": now_ms()}
         container: dict[str, Any] = {"reason": ended.reason} if ended.reason else {}
         if ended.exit_code is not None:

@@ -263,6 +263,7 @@ def _launch(
                     *_inside(address),
                     *(command[0], "--args", str(arguments), "--json-status-fd", str(status_end)),
                     *("--block-fd", str(go_end), *command[1:], "--chdir", settings.directory),
+                    *(("--hostname", address.hostname) if address else ()),
                     *("--", *settings.argv),
                 ],
                 environment={},
