@@ -33,8 +33,11 @@ _LOOK_EVERY_S = 0.05
 _EXIT_BUSY = 75
 """The daemon's exit code where another one holds the lock."""
 
-_OWN_FILES = ("cloud.json", "cloud.db", "lock", "daemon.log")
-"""A folder that holds none of these and is not empty is not ours to delete."""
+_OWN = frozenset(
+    "blobs cloud.db cloud.db-shm cloud.db-wal cloud.json cloud.json.new daemon.log lock moto.jsonl "
+    "rootfs scratch".split()
+)
+"""All that a local cloud makes in its data folder; what has another name is not ours to delete."""
 
 
 class LocalCloudFailed(ScarError):
@@ -135,22 +138,17 @@ def stop(data: Path) -> bool:
 def reset(data: Path) -> bool:
     """Stop the local cloud on `data` and delete all its data; False where there was nothing.
 
-    Raises UserError where the folder holds something else.
+    Raises UserError where the folder is not a local cloud's. Files of others in it stay.
     """
     if not data.exists():
         return False
-    if not data.is_dir() or not _is_ours(data):
-        raise UserError(
-            f"`{data}` is not the data folder of a local cloud",
-            f"set {FOLDER_VARIABLE} to the folder to delete",
-        )
+    _check_ours(data)
     stop(data)
     with _lock(data) as is_ours:
         if not is_ours:
             raise LocalCloudFailed("the local cloud is just starting", "run the command again")
-        for entry in data.iterdir():
-            if entry.name != "lock":
-                _delete(entry)
+        for name in _OWN - {"lock"}:
+            _delete(data / name)
     return True
 
 
@@ -177,6 +175,7 @@ def _spawn(data: Path) -> int:
     """
     try:
         data.mkdir(parents=True, exist_ok=True)
+        _check_ours(data)
         log = (data / "daemon.log").open("ab")
     except OSError as exc:
         why = (exc.strerror or str(exc)).lower()
@@ -242,9 +241,15 @@ def _is_same(named: Any, data: Path) -> bool:
         return False
 
 
-def _is_ours(data: Path) -> bool:
-    names = {entry.name for entry in data.iterdir()}
-    return not names or bool(names & set(_OWN_FILES))
+def _check_ours(data: Path) -> None:
+    """Raises UserError where `data` is a folder of something else: we would mix with it."""
+    is_folder = data.is_dir()
+    names = {entry.name for entry in data.iterdir()} if is_folder else set()
+    if not is_folder or (names - _OWN and "cloud.db" not in names):
+        raise UserError(
+            f"`{data}` is not the data folder of a local cloud",
+            f"set {FOLDER_VARIABLE} to a folder of its own",
+        )
 
 
 @contextlib.contextmanager
@@ -261,7 +266,7 @@ def _lock(data: Path) -> Iterator[bool]:
 
 def _delete(entry: Path) -> None:
     if not entry.is_dir() or entry.is_symlink():
-        entry.unlink()
+        entry.unlink(missing_ok=True)
         return
 
     def again(remove: Callable[[str], object], path: str, error: object) -> None:

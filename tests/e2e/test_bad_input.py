@@ -1884,3 +1884,15 @@ def scar(
 
 def everything(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_of_somebody_elses_is_neither_used_nor_deleted(tmp_path: Path):
+    """A folder that was named once by mistake does not become ours."""
+    mine = tmp_path / "project"
+    (mine / "src").mkdir(parents=True)
+    (mine / "src" / "thesis.tex").write_text("years of work")
+    for command in (["ls"], ["local", "start"], ["local", "reset", "--yes"]):
+        done = scar(["--local", *command], tmp_path, tmp_path, {"SCAR_LOCAL_DIR": str(mine)})
+        assert done.returncode == 2
+        assert f"`{mine}` is not the data folder of a local cloud" in done.stderr
+    assert [entry.name for entry in mine.iterdir()] == ["src"]
