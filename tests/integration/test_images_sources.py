@@ -34,6 +34,15 @@ PACKERS = {
     "bzip2": bz2.compress,
 }
 
+TWO_IMAGES = json.dumps(
+    {
+        "manifests": [
+            {"digest": f"sha256:{n}" * 64, "annotations": {"org.opencontainers.image.ref.name": n}}
+            for n in ("one", "two")
+        ]
+    }
+).encode()
+
 
 @pytest.fixture
 def target():
@@ -196,6 +205,7 @@ def test_what_was_used_longest_ago_leaves_the_cache_first(tmp_path, target):
         (lambda path: write(path, {"manifest.json": b"[{}]"}), "damaged"),
         (lambda path: write(path, {"manifest.json": b"[{},{}]"}), "holds 2 images"),
         (lambda path: write(path, {"index.json": b'{"manifests":[]}'}), "not there for"),
+        (lambda path: write(path, {"index.json": TWO_IMAGES}), "it holds one, two"),
         (
             lambda path: write(
                 path, {"manifest.json": b'[{"Config": "../../etc/passwd", "Layers": []}]'}

@@ -38,6 +38,7 @@ from scar.images.streams import (
 )
 
 _LINKS_LIMIT = 40
+_REF_NAME = "org.opencontainers.image.ref.name"
 _HINT = "make it with `docker save --output FILE IMAGE`"
 
 
@@ -101,6 +102,12 @@ class Archive:
         return f"sha256:{digest.hexdigest()}"
 
     def _layout(self, architecture: str) -> Base:
+        index = parsed(self._files.read("index.json"), "index", self._named)
+        entries = index.get("manifests") or []
+        names = {(one.get("annotations") or {}).get(_REF_NAME) for one in entries}
+        if len(names) > 1 and len({one.get("digest") for one in entries}) > 1:
+            why = f"it holds {', '.join(sorted(map(str, names)))}"
+            raise ImageError(self._named, why, "keep one image in a layout")
         document, manifest = find(self._document, "", architecture, self._named)
         config = parsed(
             self._files.read(_blob_name(config_blob(manifest, self._named).digest)),
