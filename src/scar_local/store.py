@@ -6,12 +6,15 @@ one lock of the process (SQLite's own busy handler sleeps up to 100 ms a try); r
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 
 class Store:
@@ -75,8 +78,14 @@ class Store:
         return self._blobs / blob[:2] / blob
 
     def delete_blob(self, blob: str) -> None:
-        """Remove a blob's bytes; one that is gone already is no error."""
-        self.blob(blob).unlink(missing_ok=True)
+        """Remove a blob's bytes. Never raises: what stays is swept at the next start.
+
+        Whoever calls is done with the blob, and has mostly committed that already.
+        """
+        try:
+            self.blob(blob).unlink(missing_ok=True)
+        except OSError as exc:
+            _log.warning("blob %s cannot be removed now: %s", blob, exc)
 
     def all_blobs(self) -> Iterator[str]:
         """Every blob id that has a file, for sweeping the ones without a row at start."""

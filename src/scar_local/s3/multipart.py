@@ -149,16 +149,12 @@ class MultipartCalls:
                 409,
             ) from exc
         new = _completed(upload, blob, parts, checksum)
-        try:
-            self.writer.commit(
-                call,
-                new,
-                "ObjectCreated:CompleteMultipartUpload",
-                lambda db, freed: _forget(db, call, upload.id, freed),
-            )
-        except BaseException:
-            self._store.delete_blob(blob)
-            raise
+        self.writer.commit(
+            call,
+            new,
+            "ObjectCreated:CompleteMultipartUpload",
+            lambda db, freed: _forget(db, call, upload.id, freed),
+        )
         content: list[Element] = [
             ("Location", f"http://{call.headers.get('host', '')}{call.exchange.path}"),
             ("Bucket", call.bucket),

@@ -76,19 +76,23 @@ class Writer:
     ) -> None:
         """Make `new` the object of its key. `also` adds to the transaction and to what it frees.
 
-        The caller owns `new.blob` until this returns. Raises S3Error when the bucket is gone or a
-        condition (If-Match, If-None-Match) does not hold.
+        Takes `new.blob` over: it is removed where the transaction fails, and only then. Raises
+        S3Error when the bucket is gone or a condition (If-Match, If-None-Match) does not hold.
         """
         freed: Blobs = []
-        with self.store.write() as db:
-            find_bucket(db, new.bucket)
-            old = find_object(db, new.bucket, new.key)
-            check_write_conditions(call.headers, old)
-            also(db, freed)
-            put_object(db, new)
-            if old:
-                freed.append(old.blob)
-            self._on_created(db, happened(call, event, new))
+        try:
+            with self.store.write() as db:
+                find_bucket(db, new.bucket)
+                old = find_object(db, new.bucket, new.key)
+                check_write_conditions(call.headers, old)
+                also(db, freed)
+                put_object(db, new)
+                if old:
+                    freed.append(old.blob)
+                self._on_created(db, happened(call, event, new))
+        except BaseException:
+            self.store.delete_blob(new.blob)
+            raise
         self._after_commit()
         self.free(freed)
 
@@ -154,7 +158,7 @@ class ObjectCalls:
             tags=tags,
             checksum=blob.checksum,
         )
-        self._commit(call, new, "ObjectCreated:Put")
+        self.writer.commit(call, new, "ObjectCreated:Put")
         call.reply(headers={"ETag": f'"{new.etag}"', **checksum_headers(new.checksum)})
 
     def get_object(self, call: Call) -> None:
@@ -224,7 +228,7 @@ class ObjectCalls:
             ),
             checksum=blob.checksum,
         )
-        self._commit(call, new, "ObjectCreated:Copy")
+        self.writer.commit(call, new, "ObjectCreated:Copy")
         content: list[Element] = [("ETag", f'"{new.etag}"'), ("LastModified", iso(new.modified))]
         call.reply_xml("CopyObjectResult", content + checksum_elements(new.checksum))
 
@@ -270,13 +274,6 @@ class ObjectCalls:
         call.reply_xml(
             "GetObjectAttributesResponse", content, {"Last-Modified": _http_date(found.modified)}
         )
-
-    def _commit(self, call: Call, new: StoredObject, event: str) -> None:
-        try:
-            self.writer.commit(call, new, event)
-        except BaseException:
-            self._store.delete_blob(new.blob)
-            raise
 
     def _read(self, call: Call) -> StoredObject:
         only_null_version(call.query.get("versionId", ""))
