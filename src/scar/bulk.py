@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote_plus, unquote_plus
@@ -251,22 +251,21 @@ def _run_jobs(
     waits: bool,
     on_progress: Callable[[Progress], None],
 ) -> Outcome:
-    environment = _shared(account, target, common)
-    parts = []
-    for part in _store(account, target, lines):
+    environment, parts = _shared(account, target, common), _store(account, target, lines)
+    record = _Record(uuid.uuid4().hex[:12], target.mode, (), None, common)
+    for part in parts:
         reference = f"s3://{target.bucket}/{part.manifest}#width={part.width}"
         variables = {**environment, ARRAY_VARIABLE: reference}
         job = batch.submit(account, target.name, target.queue, part.size, variables)
-        parts.append(_Part(part.manifest, part.width, part.size, job))
-    record = _Record(uuid.uuid4().hex[:12], target.mode, tuple(parts), None, common)
-    _remember(account, target, record)
-    ids = tuple(part.job for part in parts)
+        record = replace(record, parts=(*record.parts, replace(part, job=job)))
+        _remember(account, target, record)
+    ids = tuple(part.job for part in record.parts)
     if not waits:
         return Outcome(record.id, target.name, target.mode, len(lines), ids, waited=False)
     _wait(account, ids, len(lines), on_progress)
     failures = tuple(
         Failure(_key(lines[start + its.index]), its.id, its.exit_code, its.why)
-        for start, part in _starts(parts)
+        for start, part in _starts(record.parts)
         for its in failed_jobs(account, part.job)
     )
     return Outcome(record.id, target.name, target.mode, len(lines), ids, True, failures)

@@ -276,3 +276,21 @@ def test_changes_of_state_can_be_read_as_eventbridge_sends_them(
     states = [event["detail"]["status"] for event in told["events"]]
     assert states == ["SUBMITTED", "RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED"]
     assert {event["detail-type"] for event in told["events"]} == {"Batch Job State Change"}
+
+
+def test_a_failed_script_is_run_again_only_where_the_fdl_says_so(
+    cloud: Cloud, function: Callable[..., Path]
+) -> None:
+    script = 'echo "attempt $AWS_BATCH_JOB_ATTEMPT"; test "$AWS_BATCH_JOB_ATTEMPT" = 2'
+    once = a_function("once", script=script)
+    twice = a_function("twice", script=script, batch={"retry": 1, "timeout": 60})
+    cloud.ok("init", "-f", function(once, twice))
+    fill(cloud, "1")
+
+    assert bulk(cloud, "-n", "once", "-ib", "source/in", "--wait")["Failed"] == 1
+    told = bulk(cloud, "-n", "twice", "-ib", "source/in", "--wait")
+
+    assert told["Succeeded"] == 1
+    log = cloud.ok("log", "-n", "twice", "-ri", told["Jobs"][0])
+    assert "attempt 1" in log
+    assert "attempt 2" in log
