@@ -131,6 +131,8 @@ def _file_faults(base: Path, named: str | None, loc: Loc) -> list[Fault]:
         return [Fault(loc, f"`{named}` is a folder, not a file")]
     if not path.exists():
         return [Fault(loc, f"no file `{named}`", f"looked for `{path}`")]
+    if not path.is_file():  # a device or a pipe never ends
+        return [Fault(loc, f"`{named}` is not a regular file")]
     if not os.access(path, os.R_OK):
         return [Fault(loc, f"cannot read `{named}`: permission denied")]
     return []

@@ -612,6 +612,21 @@ error: `{work}/sub` is a folder, not a file
         {"sub/cow.yaml": GOOD},
     ),
     Wrong(
+        "a device as the script",
+        "--local init -i host -n cow -s /dev/zero",
+        """\
+error: `/dev/zero` is not a regular file
+  --> --init-script  functions.aws[0].lambda.init_script
+""",
+    ),
+    Wrong(
+        "a device as the script of a run",
+        "--local run -n cow -s /dev/zero",
+        """\
+error: `/dev/zero` is not a regular file
+""",
+    ),
+    Wrong(
         "a function that triggers itself",
         "--local init -f cow.yaml",
         """\

@@ -477,6 +477,8 @@ def _output_file(values: Namespace) -> Path | None:
 def _script(path: Path, named: str) -> bytes:
     if path.is_dir():
         raise UserError(f"`{named}` is a folder, not a script")
+    if path.exists() and not path.is_file():  # a device or a pipe never ends
+        raise UserError(f"`{named}` is not a regular file")
     try:
         return path.read_bytes()
     except FileNotFoundError as exc:
