@@ -174,7 +174,8 @@ def _provider(value: str) -> str:
 class Part(BaseModel):
     """A mapping of the language: unknown keys are faults, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    # Built once, for the whole deployment: a validator for each part takes most of a start.
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
 
 
 class Variables(Part):
@@ -209,7 +210,7 @@ class Container(Part):
         10
     )
     """Seconds kept back from the function's timeout to stage the output out or to delegate."""
-    environment: Variables = Variables()
+    environment: Variables = Variables.model_construct()
     """Variables of the script, wherever it runs."""
 
 
@@ -326,7 +327,7 @@ class Lambda(Part):
         tuple[Literal["x86_64", "arm64"], ...], Field(min_length=1, max_length=1)
     ] = ("x86_64",)
     """The processor the image is for."""
-    environment: LambdaVariables = LambdaVariables()
+    environment: LambdaVariables = LambdaVariables.model_construct()
     """Lambda's own environment, at most 4 KB; `container.environment` has no limit."""
     init_script: str | None = None
     """Script of every invocation, relative to the FDL file."""
@@ -340,13 +341,13 @@ class Lambda(Part):
     """`scar run -f` does not wait for the output."""
     file_stage_in: bool = False
     """True: do not download the input (the reference implementation's meaning of the key)."""
-    container: Container = Container()
+    container: Container = Container.model_construct()
     input: tuple[ObjectPathPart, ...] = ()
     """Where new objects trigger the function."""
     output: tuple[ObjectPathPart, ...] = ()
     """Where the files that the script leaves in $TMP_OUTPUT_DIR go."""
-    deployment: DeploymentPart = DeploymentPart()
-    vpc: Vpc = Vpc()
+    deployment: DeploymentPart = DeploymentPart.model_construct()
+    vpc: Vpc = Vpc.model_construct()
     """On AWS; the local cloud keeps it without effect."""
     file_system: Annotated[tuple[FileSystem, ...], Field(max_length=1)] = ()
     """A file system of EFS for the function, on AWS; needs `vpc`."""
@@ -420,8 +421,8 @@ class ApiGateway(Part):
     ] = "ANY"
     path_part: Annotated[str, AfterValidator(_path_part)] = "{proxy+}"
     """One part of a path, such as `cow`, or `{proxy+}` for every path."""
-    method: ApiMethod = ApiMethod()
-    integration: ApiIntegration = ApiIntegration()
+    method: ApiMethod = ApiMethod.model_construct()
+    integration: ApiIntegration = ApiIntegration.model_construct()
     parameters: dict[str, Annotated[str, BeforeValidator(_query_text)]] = Field(
         default_factory=dict
     )
@@ -516,10 +517,10 @@ class Batch(Part):
     """Who starts the machines: Batch."""
     service_role: str = ""
     """ARN of the role that Batch acts with; empty is best: Batch's service-linked role."""
-    environment: Variables = Variables()
+    environment: Variables = Variables.model_construct()
     """Variables of jobs only; `container.environment` wins where both have one."""
-    compute_resources: ComputeResources = ComputeResources()
-    multi_node_parallel: MultiNodeParallel = MultiNodeParallel()
+    compute_resources: ComputeResources = ComputeResources.model_construct()
+    multi_node_parallel: MultiNodeParallel = MultiNodeParallel.model_construct()
 
     @property
     def max_v_cpus(self) -> int:
@@ -535,11 +536,11 @@ class AwsFunction(Part):
     """One item of `functions.aws`."""
 
     lambda_: Lambda = Field(alias="lambda")
-    iam: Iam = Iam()
-    ecr: Ecr = Ecr()
-    cloudwatch: CloudWatch = CloudWatch()
-    api_gateway: ApiGateway = ApiGateway()
-    batch: Batch = Batch()
+    iam: Iam = Iam.model_construct()
+    ecr: Ecr = Ecr.model_construct()
+    cloudwatch: CloudWatch = CloudWatch.model_construct()
+    api_gateway: ApiGateway = ApiGateway.model_construct()
+    batch: Batch = Batch.model_construct()
 
 
 class Functions(Part):
@@ -618,9 +619,9 @@ class StorageProviders(Part):
 class Deployment(Part):
     """All that one FDL file asks for, complete and valid."""
 
-    functions: Functions = Functions()
-    storage_providers: StorageProviders = StorageProviders()
-    scar: Settings = Settings()
+    functions: Functions = Functions.model_construct()
+    storage_providers: StorageProviders = StorageProviders.model_construct()
+    scar: Settings = Settings.model_construct()
 
 
 def bounded(field: FieldInfo) -> FieldInfo:

@@ -9,14 +9,13 @@ bucket.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from itertools import combinations
 
 from scar.errors import Diagnostic
 from scar.fdl.rules import Described, DescribedRule, Fault, FunctionRule
-from scar.fdl.schema import AwsFunction, Deployment
+from scar.fdl.schema import AwsFunction, ComputeResources, Deployment
 from scar.fdl.source import Loc, dotted
 from scar.plan.desired import filters, object_path
 from scar.plan.resources import TAG_CREATED_BY, TAG_FUNCTION, TAG_OWNER
@@ -132,12 +131,12 @@ def inputs_stay_apart(described: Described) -> Iterator[Fault]:
 
 def compute_environments_fit(described: Described) -> Iterator[Fault]:
     """Functions that ask for the same hardware share a compute environment and its queue."""
-    seen: set[str] = set()
+    seen: set[tuple[ComputeResources, int, str]] = set()
     for n, function in described.functions.items():
         if function.lambda_.execution_mode == "lambda":
             continue
         batch = function.batch
-        seen.add(json.dumps([batch.compute_resources.model_dump(), batch.service_role]))
+        seen.add((batch.compute_resources, batch.max_v_cpus, batch.service_role))
         if len(seen) > COMPUTE_ENVIRONMENTS_LIMIT:
             yield Fault(
                 ("functions", "aws", n, "batch", "compute_resources"),
