@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scar import __version__, config
 from scar.errors import ScarError, UserError
@@ -121,7 +121,7 @@ def stop(data: Path) -> bool:
     """
     running = status(data)
     if running is None:
-        return False
+        return _nobody_there(data)
     _request(_port(running), "POST", "/_scar/stop")
     deadline = time.monotonic() + STOP_LIMIT_S
     while time.monotonic() < deadline:
@@ -150,6 +150,18 @@ def reset(data: Path) -> bool:
         for name in _OWN - {"lock"}:
             _delete(data / name)
     return True
+
+
+def _nobody_there(data: Path) -> Literal[False]:
+    """Raises LocalCloudFailed where a local cloud lives and does not answer."""
+    if (data / "lock").exists():
+        with _lock(data) as is_free:
+            if not is_free:
+                raise LocalCloudFailed(
+                    f"the local cloud on `{data}` does not answer",
+                    f"the process that holds `{data / 'lock'}` is stuck: end it with `kill`",
+                )
+    return False
 
 
 def _start(data: Path) -> Status:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -1899,6 +1900,17 @@ def scar(
 
 def everything(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_cloud_that_does_not_answer_is_not_said_to_be_stopped(cloud: Cloud):
+    cloud.ok("local", "start")
+    os.kill(cloud.status["pid"], signal.SIGSTOP)
+    try:
+        done = cloud.run("local", "stop")
+    finally:
+        os.kill(cloud.status["pid"], signal.SIGCONT)
+    assert done.code == 3
+    assert "does not answer" in done.err
 
 
 def test_a_folder_of_somebody_elses_is_neither_used_nor_deleted(tmp_path: Path):
