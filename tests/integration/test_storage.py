@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -390,9 +391,7 @@ def test_an_object_that_is_replaced_meanwhile_is_not_mixed(account, tmp_path):
     assert list(tmp_path.rglob("*")) == [tmp_path / "work"]
 
 
-def test_a_full_disk_is_told_and_leaves_no_half_file(account, tmp_path):
-    hold(account, "full", a=b"1" * 1000, b=b"2" * (4 << 20))
-    script = f"""
+COMMAND = """
 import sys
 from pathlib import Path
 from scar import storage
@@ -401,25 +400,61 @@ from scar.errors import ScarError
 class Deaf:
     def progress(self, progress): pass
     def warn(self, text): pass
-account = connect(Target("local", {account.client("s3").meta.endpoint_url!r}, None, "eu-south-2"))
+url, what, bucket, path = sys.argv[1:]
+account = connect(Target("local", url, None, "eu-south-2"))
 try:
-    list(storage.get(account, "full", Path({str(tmp_path)!r}), Deaf()))
+    for transfer in getattr(storage, what)(account, bucket, Path(path), Deaf()):
+        print(transfer.target)
 except ScarError as exc:
-    print(exc.exit_code, exc)
-print(sorted(path.name for path in Path({str(tmp_path)!r}).iterdir()))
+    print(exc.exit_code, exc, *getattr(exc, "faults", ()), sep="\\n")
+print(sorted(path.name for path in Path(path).iterdir()))
 """
-    small = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=1m t "$0" && exec "$@"']
-    if subprocess.run([*small, tmp_path, "true"], capture_output=True).returncode:
-        pytest.skip("no small file system can be mounted here")
+
+
+def apart(account, namespace, *arguments):
+    """What `storage` does in a process that lives in namespaces of its own."""
+    if subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip(f"`{' '.join(namespace[:2])}` does not work here")
+    url = account.client("s3").meta.endpoint_url
     done = subprocess.run(
-        [*small, tmp_path, sys.executable, "-c", script],
+        [*namespace, sys.executable, "-c", COMMAND, url, *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert done.stdout.startswith("4 no room for object `"), done
-    assert "no space left on device" in done.stdout
-    assert done.stdout.splitlines()[-1] in ("['a']", "[]")
+    assert done.returncode == 0, done
+    return done.stdout.splitlines()
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_file(account, tmp_path):
+    hold(account, "full", a=b"1" * 1000, b=b"2" * (4 << 20))
+    mounting = f'mount -t tmpfs -o size=1m t {shlex.quote(str(tmp_path))} && exec "$@"'
+    told = apart(account, ["unshare", "-rm", "sh", "-c", mounting, "sh"], "get", "full", tmp_path)
+    assert told[-1] in ("['a']", "[]")
+    assert told[-3] == "4"
+    assert told[-2].startswith("no room for object `")
+    assert told[-2].endswith("no space left on device")
+
+
+def test_what_may_not_be_read_is_named_and_the_rest_is_sent(account, tmp_path):
+    up = tmp_path / "up"
+    (up / "sub").mkdir(parents=True)
+    for name in ("fine", "secret", "sub/x"):
+        (up / name).write_text(name)
+    (up / "secret").chmod(0)
+    (up / "sub").chmod(0)
+    try:  # in a user namespace without users even root may not read everything
+        told = apart(account, ["unshare", "-U"], "put", "private", up)
+    finally:
+        (up / "sub").chmod(0o755)
+    assert told == [
+        "private/fine",
+        "4",
+        "2 of 3 files were not sent",
+        f"`{up}/secret` cannot be read: permission denied",
+        f"`{up}/sub` cannot be read: permission denied",
+        "['fine', 'secret', 'sub']",
+    ]
 
 
 def test_a_file_where_the_folder_should_be_is_told(account, tmp_path):
