@@ -30,7 +30,9 @@ LABEL = "scar.cloud"
 IMAGE_LABEL = "scar.supervisor"
 """Label of every image that `scar init` derived."""
 
-_CONNECT_S = 5
+_CONNECT_S = 15
+"""A daemon on a busy machine takes seconds to say what it is."""
+
 _TMP = "/tmp"  # noqa: S108 (the container's own)
 
 
