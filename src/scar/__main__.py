@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -23,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(typed)
         except OSError as exc:
-            if isinstance(exc, BrokenPipeError) or exc.filename is None:
+            if exc.filename is None and exc.errno != errno.ENOSPC:
                 raise
-            why = (exc.strerror or str(exc)).lower()
-            raise UserError(f"cannot use `{exc.filename}`: {why}") from exc
+            what = "cannot write" if exc.filename is None else f"cannot use `{exc.filename}`"
+            raise UserError(f"{what}: {(exc.strerror or str(exc)).lower()}") from exc
     except ScarError as exc:
         render.error(exc, as_json=as_json)
         return exc.exit_code

@@ -1902,6 +1902,16 @@ def everything(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize(
+    ("where", "code", "says"),
+    [(">&-", 0, ""), (">/dev/full", 2, "error: cannot write: no space left on device\n")],
+)
+def test_an_output_that_takes_nothing(tmp_path: Path, where: str, code: int, says: str):
+    command = f"{shlex.quote(sys.executable)} -m scar schema {where}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, says)
+
+
 def test_a_cloud_that_does_not_answer_is_not_said_to_be_stopped(cloud: Cloud):
     cloud.ok("local", "start")
     os.kill(cloud.status["pid"], signal.SIGSTOP)

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from scar.local import Status
     from scar.logs import LogEvent
     from scar.plan.diff import Step
-    from scar.work import Ended, Work
     from scar.storage import Progress, Transfer
+    from scar.work import Ended, Work
 
 DEBUG_VARIABLE = "SCAR_DEBUG"
 
@@ -52,7 +52,12 @@ _FAILURES = 20
 
 
 def prepare_streams() -> None:
-    """Odd names must not end a command: what the terminal cannot show is escaped."""
+    """Odd names must not end a command: what the terminal cannot show is escaped.
+
+    Nor must closed streams (`scar ls >&-`): what goes there goes nowhere.
+    """
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
