@@ -259,7 +259,7 @@ class Repository:
         """No answer: nobody there, a connection that broke, a certificate nobody vouches for."""
         reason = exc.reason if isinstance(exc, MaxRetryError) and exc.reason else exc
         cause = reason.args[0] if reason.args else reason
-        hint = ""
+        hint = "check the registry's name and the network"
         if isinstance(cause, ssl.SSLCertVerificationError):
             hint = "name the file of its certificate authority in SSL_CERT_FILE"
         return RegistryError(
