@@ -6,7 +6,6 @@ a line; what became of it is remembered beside (`.scar/runs/<function>.json`), f
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import threading
@@ -25,9 +24,10 @@ from scar.aws.batch import pause_s
 from scar.aws.buckets import Buckets, BucketTriggers
 from scar.aws.errors import is_absent, speaking_to
 from scar.aws.functions import Functions, buckets_of, invoke, not_deployed
+from scar.aws.objects import ObjectInfo, Objects, objects
 from scar.aws.waiting import retrying
-from scar.errors import CloudError, FunctionFailed, UserError
-from scar.invoke import ASYNCHRONOUS_LIMIT_BYTES, PAYLOAD_LIMIT_BYTES, RunResult, result_of
+from scar.errors import CloudError, FunctionFailed, Missing, UserError
+from scar.invoke import RunResult, event_of, payload_of, result_of
 from scar.plan.desired import object_path
 from scar.plan.resources import TAG_BUCKET, TAG_MODE, TAG_QUEUE, Bucket
 from scar_supervisor.contract import (
@@ -142,7 +142,7 @@ def run(
         lines, common = _failed_before(account, target)
     else:
         lines = list(_lines(account, target, wanted.path))
-        common = _common(wanted)
+        common = event_of(wanted.script, wanted.arguments)
     if target.mode == "batch":
         return _run_jobs(account, target, lines, common, wanted.waits, on_progress)
     return _Invocations(account, target, common, wanted, on_progress).run(lines)
@@ -173,9 +173,8 @@ def _lines(account: Account, target: Target, path: str | None) -> Iterator[Line]
     count = 0
     for bucket, prefix, suffix in _places(account, target, path):
         for its in _objects(account, bucket, prefix):
-            key = its["Key"]
-            is_marker = key.endswith("/") and not its["Size"]
-            if is_marker or key.startswith(OWN_PREFIX) or not key.endswith(suffix):
+            is_marker = its.key.endswith("/") and not its.size_bytes
+            if is_marker or its.key.startswith(OWN_PREFIX) or not its.key.endswith(suffix):
                 continue
             count += 1
             yield _event(account.region, bucket, its)
@@ -199,27 +198,25 @@ def _places(account: Account, target: Target, path: str | None) -> list[tuple[st
     return places
 
 
-def _objects(account: Account, bucket: str, prefix: str) -> Iterator[Any]:
-    with speaking_to("s3"):
-        pages = (
-            account.client("s3")
-            .get_paginator("list_objects_v2")
-            .paginate(Bucket=bucket, Prefix=prefix)
-        )
-        for page in pages:
-            yield from page.get("Contents", [])
+def _objects(account: Account, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
+    try:
+        yield from objects(account, bucket, prefix)
+    except CloudError as exc:
+        if is_absent(exc):
+            raise Missing(f"bucket `{bucket}` does not exist in this account") from exc
+        raise
 
 
-def _event(region: str, bucket: str, its: Mapping[str, Any]) -> Line:
+def _event(region: str, bucket: str, its: ObjectInfo) -> Line:
     """The event that S3 would send for an object, with what a supervisor reads of it."""
     record = {
         "eventSource": "aws:s3",
         "awsRegion": region,
-        "eventTime": its["LastModified"].astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+        "eventTime": its.modified.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
         "eventName": "ObjectCreated:Put",
         "s3": {
             "bucket": {"name": bucket},
-            "object": {"key": quote_plus(its["Key"], safe="/"), "size": its["Size"]},
+            "object": {"key": quote_plus(its.key, safe="/"), "size": its.size_bytes},
         },
     }
     return {"Records": [record]}
@@ -229,15 +226,6 @@ def _key(line: Line) -> str:
     """`bucket/key` of a line's object."""
     its = line["Records"][0]["s3"]
     return f"{its['bucket']['name']}/{unquote_plus(its['object']['key'])}"
-
-
-def _common(wanted: Wanted) -> dict[str, str]:
-    """What all events have beside their object."""
-    if wanted.arguments:
-        return {"cmd_args": json.dumps(list(wanted.arguments))}
-    if wanted.script is not None:
-        return {"script": base64.b64encode(wanted.script).decode()}
-    return {}
 
 
 # In mode `batch`: array jobs
@@ -334,12 +322,7 @@ class _Invocations:
     def run(self, lines: list[Line]) -> Outcome:
         """All of them. Waited for, an invocation is a synchronous call: its answer tells all."""
         self._total = len(lines)
-        limit = PAYLOAD_LIMIT_BYTES if self._waits else ASYNCHRONOUS_LIMIT_BYTES
-        if (size := len(json.dumps({**self._common, **lines[0]}))) > limit:
-            raise UserError(
-                f"the script is too large to be sent: {size} bytes encoded, {limit} fit",
-                "put it into the image: `init_script`, or `extra_payload` for what it uses",
-            )
+        payload_of({**self._common, **lines[0]}, not self._waits)  # too large: said once, at once
         parts = _store(self._account, self._target, lines)
         with ThreadPoolExecutor(min(self._concurrency, len(lines))) as pool:
             ends = list(pool.map(self._one, lines))
@@ -362,7 +345,7 @@ class _Invocations:
 
     def _one(self, line: Line) -> Failure | str | None:
         """What went wrong, or the job that the event was handed over to, or None."""
-        payload = json.dumps({**self._common, **line}).encode()
+        payload = payload_of({**self._common, **line}, not self._waits)
         answer: list[RunResult] = []
 
         def call() -> None:
@@ -475,8 +458,7 @@ def _record_key(target: Target) -> str:
 
 
 def _put(account: Account, bucket: str, key: str, data: bytes) -> None:
-    with speaking_to("s3"):
-        account.client("s3").put_object(Bucket=bucket, Key=key, Body=data)
+    Objects(account, bucket).store(key, data)
 
 
 def _get(account: Account, bucket: str, key: str) -> bytes:

@@ -55,7 +55,7 @@ def run(  # noqa: PLR0913  # one flag of the command each
     log, and the answer comes when the job has ended. Raises NotDeployed, FunctionFailed, UserError
     where the script is too large to be sent.
     """
-    payload = _payload(script, arguments, asynchronous)
+    payload = payload_of(event_of(script, arguments), asynchronous)
     try:
         answer = invoke(account, name, payload, asynchronous=asynchronous)
     except CloudError as exc:
@@ -76,12 +76,15 @@ def result_of(name: str, answer: Invoked, asynchronous: bool) -> RunResult:
     return _result(name, answer, asynchronous)
 
 
-def _payload(script: bytes | None, arguments: Sequence[str], asynchronous: bool) -> bytes:
-    event: dict[str, str] = {}
+def event_of(script: bytes | None, arguments: Sequence[str]) -> dict[str, str]:
+    """The event that runs a script, or a command, or neither."""
     if arguments:
-        event = {"cmd_args": json.dumps(list(arguments))}
-    elif script is not None:
-        event = {"script": base64.b64encode(script).decode()}
+        return {"cmd_args": json.dumps(list(arguments))}
+    return {} if script is None else {"script": base64.b64encode(script).decode()}
+
+
+def payload_of(event: Mapping[str, Any], asynchronous: bool) -> bytes:
+    """An event as it is sent. Raises UserError where Lambda would not take it."""
     payload = json.dumps(event).encode()
     limit = ASYNCHRONOUS_LIMIT_BYTES if asynchronous else PAYLOAD_LIMIT_BYTES
     if len(payload) > limit:

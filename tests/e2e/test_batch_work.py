@@ -81,6 +81,11 @@ def test_a_bulk_run_in_mode_lambda_invokes_for_every_object(
     result = cloud.run("run", "-n", "each", "--all")
     assert (result.code, "no input bucket" in result.err) == (2, True)
 
+    absent = cloud.run("run", "-n", "each", "-ib", "no-such-bucket")
+    assert (absent.code, "does not exist" in absent.err) == (2, True)
+    empty = cloud.run("run", "-n", "each", "-ib", "source/none")
+    assert (empty.code, "there are no objects" in empty.err) == (2, True)
+
     told = bulk(cloud, "-n", "each", "-ib", "source/in", "--wait", "--concurrency", "2")
 
     assert (told["Succeeded"], told["Failed"]) == (5, 1)
