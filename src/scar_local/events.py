@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import unquote_plus
 
+from scar_local.background import AFTER_FAULT_S, Background
 from scar_local.protocol import ACCOUNT_ID, ApiError
 from scar_local.s3.call import OWNER_ID, host_id, iso, url_encoded
 from scar_local.store import Store
@@ -118,21 +118,15 @@ class Events:
     def __init__(self, store: Store, functions: Functions) -> None:
         self._store, self._functions = store, functions
         store.install(_SCHEMA)
-        self._changed = threading.Condition()
-        self._pending, self._stopping = True, False
-        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+        self._dispatcher = Background("events", self._deliver_all)
 
     def start(self) -> None:
         """Begin to deliver, first what an earlier daemon left undelivered."""
-        self._thread.start()
+        self._dispatcher.start()
 
     def stop(self) -> None:
         """End after the delivery at hand; the rest waits for the next start."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._dispatcher.stop()
 
     def record(self, db: sqlite3.Connection, created: CreatedObject) -> None:
         """Add deliveries for an object to the open transaction."""
@@ -145,39 +139,30 @@ class Events:
 
     def wake(self) -> None:
         """Deliver what was recorded; called after the commit."""
-        with self._changed:
-            self._pending = True
-            self._changed.notify_all()
+        self._dispatcher.wake()
 
     def undelivered(self) -> int:
         """How many deliveries wait, for the daemon's status."""
         count: int = self._store.read().execute("SELECT count(*) FROM s3_outbox").fetchone()[0]
         return count
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._pending or self._stopping)
-                if self._stopping:
-                    return
-                self._pending = False
-            self._deliver_all()
-
-    def _deliver_all(self) -> None:
-        last = 0
-        while not self._stopping:
+    def _deliver_all(self) -> float | None:
+        last, again_s = 0, None
+        while not self._dispatcher.stopping:
             row = (
                 self._store.read()
                 .execute("SELECT * FROM s3_outbox WHERE id > ? ORDER BY id LIMIT 1", (last,))
                 .fetchone()
             )
             if row is None:
-                return
+                break
             last = int(row["id"])
             try:
                 self._deliver(row)
             except Exception:  # one that cannot be delivered now must not hold up the others
-                _LOG.exception("event %d stays in the outbox until the next start or event", last)
+                again_s = AFTER_FAULT_S
+                _LOG.exception("event %d stays in the outbox; tried again in %g s", last, again_s)
+        return again_s
 
     def _deliver(self, row: sqlite3.Row) -> None:
         created = CreatedObject(**json.loads(row["created"]))

@@ -7,14 +7,15 @@ when the process died runs again after the next start: at least once, as on Lamb
 from __future__ import annotations
 
 import logging
+import queue
 import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from scar_local.background import Background
 from scar_local.environments import Stopping
 from scar_local.store import Store
 
@@ -67,32 +68,28 @@ class Invocations:
 
     def __init__(self, store: Store, run: Callable[[Queued], Verdict], workers: int) -> None:
         self._store, self._run, self._limit = store, run, workers
-        self._changed = threading.Condition()
-        self._woken = False
+        self._counting = threading.Lock()
         self._busy = 0
         self._finished = 0
-        self._stopping = False
-        self._workers = ThreadPoolExecutor(workers, "invocation")
-        self._dispatcher = threading.Thread(target=self._dispatch, name="invocations", daemon=True)
+        self._claimed: queue.SimpleQueue[Queued | None] = queue.SimpleQueue()
+        self._workers: list[threading.Thread] = []
+        self._dispatcher = Background("invocations", self._dispatch)
         store.install(_SCHEMA)
 
     def add(self, db: sqlite3.Connection, function: str, payload: bytes, source: str) -> str:
         """Queue an invocation within the caller's transaction; gives its request id."""
         request_id = str(uuid.uuid4())
-        now = time.time()
         db.execute(
             "INSERT INTO lambda_invocations"
             " (request_id, function, source, payload, accepted, due, state)"
-            " VALUES (?, ?, ?, ?, ?, ?, 'queued')",
-            (request_id, function, source, payload, now, now),
+            " VALUES (?, ?, ?, ?, ?, 0, 'queued')",
+            (request_id, function, source, payload, time.time()),
         )
         return request_id
 
     def wake(self) -> None:
         """Look at the queue: something was committed."""
-        with self._changed:
-            self._woken = True
-            self._changed.notify_all()
+        self._dispatcher.wake()
 
     def counts(self) -> dict[str, int]:
         """How many invocations are in each state."""
@@ -108,44 +105,36 @@ class Invocations:
                 "UPDATE lambda_invocations SET state = 'queued', attempt = attempt - 1"
                 " WHERE state = 'running'"
             )
+        # All of them now: later there may be no thread left for what is claimed already.
+        for number in range(self._limit):
+            name = f"invocation-{number}"
+            self._workers.append(threading.Thread(target=self._work, name=name, daemon=True))
+            self._workers[-1].start()
         self._dispatcher.start()
 
     def halt(self) -> None:
         """Take nothing more."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
+        self._dispatcher.halt()
 
     def stop(self) -> None:
         """Wait for the workers. What Stopping interrupted is queued again by the next `start`."""
-        self.halt()
-        if self._dispatcher.is_alive():
-            self._dispatcher.join()
-        self._workers.shutdown(wait=True, cancel_futures=True)
+        self._dispatcher.stop()
+        for _ in self._workers:
+            self._claimed.put(None)
+        for worker in self._workers:
+            worker.join()
 
-    def _dispatch(self) -> None:
-        while not self._stopping:
-            try:
-                self._dispatch_due()
-            except sqlite3.Error:  # a full disk, say: the queue is safe, and waits with us
-                _log.exception("the queue of asynchronous invocations cannot be read")
-                self._wait(_AFTER_FAULT_S)
-
-    def _dispatch_due(self) -> None:
-        with self._changed:
+    def _dispatch(self) -> float | None:
+        with self._counting:
             free = self._limit - self._busy
-            self._woken = False
-        claimed = self._claim(free) if free else []
-        with self._changed:
+        if not free:
+            return None
+        claimed = self._claim(free)
+        with self._counting:
             self._busy += len(claimed)
         for queued in claimed:
-            self._workers.submit(self._attempt, queued)
-        if not claimed:
-            self._wait(self._until_due() if free else None)
-
-    def _wait(self, timeout_s: float | None) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._woken or self._stopping, timeout_s)
+            self._claimed.put(queued)
+        return 0.0 if claimed else self._until_due()
 
     def _until_due(self) -> float | None:
         row = (
@@ -156,12 +145,15 @@ class Invocations:
         return None if row[0] is None else max(row[0] - time.time(), 0)
 
     def _claim(self, limit: int) -> list[Queued]:
-        due = (time.time(), limit)
+        # Retries first, lest a flood of new ones keeps them waiting. New ones are due at any time,
+        # whatever becomes of the clock.
         query = (
             "SELECT id, request_id, function, payload, attempt, accepted FROM lambda_invocations"
-            " WHERE state = 'queued' AND due <= ? ORDER BY due, id LIMIT ?"
+            " WHERE state = 'queued' AND due > ? AND due <= ? ORDER BY due, id LIMIT ?"
         )
-        rows = self._store.read().execute(query, due).fetchall()
+        db = self._store.read()
+        rows = db.execute(query, (0, time.time(), limit)).fetchall()
+        rows += db.execute(query, (-1, 0, limit - len(rows))).fetchall()
         if not rows:
             return []
         with self._store.write() as db:
@@ -175,17 +167,20 @@ class Invocations:
             for r in rows
         ]
 
+    def _work(self) -> None:
+        while (queued := self._claimed.get()) is not None:
+            self._attempt(queued)
+
     def _attempt(self, queued: Queued) -> None:
         try:
-            self._settle(queued, self._verdict(queued))
+            verdict = self._verdict(queued)
         except Stopping:
             return
-        except sqlite3.Error:
-            _log.exception("%s stays as running until the next start", queued.request_id)
-        with self._changed:
+        what = f"keeping what became of invocation {queued.request_id}"
+        self._dispatcher.insist(what, lambda: self._settle(queued, verdict))
+        with self._counting:
             self._busy -= 1
-            self._woken = True
-            self._changed.notify_all()
+        self._dispatcher.wake()
 
     def _verdict(self, queued: Queued) -> Verdict:
         try:

@@ -1,0 +1,124 @@
+"""What the local cloud does when something under it fails for a moment: it goes on by itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scar_local.functions import Settings
+from scar_local.store import Store
+from tests.doubles.local_lambda import LocalLambda
+from tests.doubles.local_s3 import LocalS3
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[LocalLambda]:
+    local = LocalLambda(tmp_path, Settings(concurrency=2, retry_delays_s=(0.1, 0.1)))
+    local.create()
+    yield local
+    local.close()
+
+
+def until(what: Callable[[], Any], timeout_s: float = 10) -> Any:
+    """Wait for `what` to be true; its value."""
+    end = time.monotonic() + timeout_s
+    while not (value := what()):
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+    return value
+
+
+@contextmanager
+def refused(store: Store, table: str, change: str = "UPDATE") -> Iterator[None]:
+    """The database refuses to change a table, as a full disk makes it."""
+    store.read().executescript(
+        f"CREATE TRIGGER fault BEFORE {change} ON {table}"
+        " BEGIN SELECT RAISE(ABORT, 'the disk is full'); END;"
+    )
+    try:
+        yield
+    finally:
+        store.read().execute("DROP TRIGGER fault")
+
+
+@contextmanager
+def unreadable(store: Store, table: str) -> Iterator[None]:
+    """A table that cannot be read."""
+    store.read().execute(f"ALTER TABLE {table} RENAME TO hidden")
+    try:
+        yield
+    finally:
+        store.read().execute(f"ALTER TABLE hidden RENAME TO {table}")
+
+
+def states(cloud: LocalLambda) -> list[str]:
+    rows = cloud.store.read().execute("SELECT state FROM lambda_invocations ORDER BY id")
+    return [row["state"] for row in rows]
+
+
+def invoke_later(cloud: LocalLambda, event: object) -> None:
+    cloud.client.invoke(FunctionName="echo", Payload=json.dumps(event), InvocationType="Event")
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[LocalS3]:
+    local = LocalS3(tmp_path)
+    local.client.create_bucket(Bucket="bucket")
+    local.client.put_bucket_notification_configuration(
+        Bucket="bucket",
+        NotificationConfiguration={
+            "LambdaFunctionConfigurations": [
+                {
+                    "LambdaFunctionArn": "arn:aws:lambda:us-east-1:000000000000:function:f",
+                    "Events": ["s3:ObjectCreated:*"],
+                }
+            ]
+        },
+    )
+    yield local
+    local.close()
+
+
+def test_events_are_delivered_again_after_the_outbox_could_not_be_read(bucket: LocalS3) -> None:
+    with unreadable(bucket.store, "s3_outbox"):
+        bucket.events.wake()
+        time.sleep(0.1)
+    bucket.client.put_object(Bucket="bucket", Key="key")
+    until(lambda: bucket.events.undelivered() == 0)
+
+
+def test_a_delivery_that_failed_is_tried_again_without_another_event(bucket: LocalS3) -> None:
+    with refused(bucket.store, "s3_outbox", "DELETE"):
+        bucket.client.put_object(Bucket="bucket", Key="key")
+        time.sleep(0.1)
+        assert bucket.events.undelivered() == 1
+    until(lambda: bucket.events.undelivered() == 0)
+
+
+def test_the_end_of_an_invocation_is_kept_once_the_database_can_be_written_again(
+    cloud: LocalLambda,
+) -> None:
+    invoke_later(cloud, {"sleep": 0.3})
+    until(lambda: states(cloud) == ["running"])
+    with refused(cloud.store, "lambda_invocations"):
+        until(lambda: any(line.startswith("END") for line in cloud.messages()))
+        time.sleep(0.1)
+        assert states(cloud) == ["running"]
+    until(lambda: states(cloud) == ["succeeded"])
+
+
+def test_an_accepted_event_does_not_wait_for_a_clock_that_was_set_back(
+    cloud: LocalLambda,
+) -> None:
+    with cloud.store.write() as db:
+        cloud.functions.enqueue(db, "echo", b"{}")
+        [row] = db.execute("SELECT due, accepted FROM lambda_invocations").fetchall()
+    assert row["due"] == 0 < row["accepted"]
+    cloud.functions.wake()
+    until(lambda: states(cloud) == ["succeeded"])
