@@ -107,7 +107,9 @@ def test_an_aborted_run_fails_with_its_code(finished, network):
 @long
 def test_ranks_are_put_where_the_command_says(finished, place):
     each = "-ppn 1" if place.name == "impi-rt" else ""
-    main, codes = finished(f'mpirun -np 2 {each} -host "$SCAR_MAIN_IP,10.77.0.12" python program.py')
+    main, codes = finished(
+        f'mpirun -np 2 {each} -host "$SCAR_MAIN_IP,10.77.0.12" python program.py'
+    )
     assert codes == [0, 0, 0], main.log
     assert _hosts(main.log) == [("ip-10-77-0-10", "0"), ("ip-10-77-0-12", "2")]
 
