@@ -6,6 +6,7 @@ CreateRepository; pushing to one that is not there is refused, as by ECR.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -19,6 +20,7 @@ from urllib.parse import quote, unquote
 
 from scar_local.http import READ_SIZE, Body, Exchange
 from scar_local.image_store import ImageFault, ImageStore, Manifest, digest_of, is_digest
+from scar_local.store import is_out_of_space
 
 MANIFEST_LIMIT_BYTES = 4 << 20
 UPLOAD_IDLE_S = 3600.0
@@ -194,7 +196,7 @@ class Distribution:
                 exchange.reply(204, b"", self._progress(key, upload))
             elif exchange.method == "PATCH":
                 _check_offset(exchange, upload)
-                _receive(exchange.body, upload)
+                self._receive(exchange, key, upload)
                 exchange.reply(202, b"", self._progress(key, upload))
             elif exchange.method == "PUT":
                 self._finish(exchange, key, upload, exchange.query.get("digest", ""))
@@ -208,7 +210,7 @@ class Distribution:
         if not _DIGEST.fullmatch(digest):
             raise ImageFault("DIGEST_INVALID", f"`digest={digest}` is no sha256 digest")
         _check_offset(exchange, upload)
-        _receive(exchange.body, upload)
+        self._receive(exchange, key, upload)
         found = f"sha256:{upload.sha256.hexdigest()}"
         if found != digest:
             self._drop(key)
@@ -218,6 +220,18 @@ class Distribution:
         self._uploads.pop(key, None)
         self._images.add_blob(upload.repository, digest, upload.blob, upload.size)
         exchange.reply(201, b"", _blob_headers(upload.repository, digest))
+
+    def _receive(self, exchange: Exchange, key: str, upload: _Upload) -> None:
+        try:
+            _receive(exchange.body, upload)
+        except OSError as exc:
+            if isinstance(exc, ConnectionError | TimeoutError):
+                raise
+            self._drop(key)  # nobody knows which of the bytes are in the file
+            if not is_out_of_space(exc):
+                raise
+            text = "no space is left where the local cloud keeps its data; free some and push again"
+            raise ImageFault("BLOB_UPLOAD_INVALID", text, 507) from exc
 
     def _progress(self, key: str, upload: _Upload) -> dict[str, str]:
         return {
@@ -249,6 +263,8 @@ def _receive(body: Body, upload: _Upload) -> None:
             file.write(data)
             upload.sha256.update(data)
             upload.size += len(data)
+    if upload.path.stat().st_size != upload.size:
+        raise OSError(errno.EIO, "the file does not have the size that was written")
     upload.touched = time.monotonic()
 
 

@@ -6,6 +6,7 @@ one lock of the process (SQLite's own busy handler sleeps up to 100 ms a try); r
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 import threading
@@ -15,6 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
+
+
+def is_out_of_space(exc: BaseException) -> bool:
+    """Whether the disk is full, a quota is used up, or a file reached the size it may have."""
+    if isinstance(exc, sqlite3.Error):
+        return getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(exc, OSError) and exc.errno in full
 
 
 class Store:

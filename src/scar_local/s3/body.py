@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -72,8 +74,10 @@ def receive(call: Call, store: Store, wanted: Algorithm | None = None) -> Blob:
         source = _decoded(call)
         with path.open("wb", buffering=0) as file:
             while data := source.read(READ_BYTES):
-                file.write(data)
+                _write(file, data)
                 checks.update(data)
+            if os.fstat(file.fileno()).st_size != checks.size:
+                raise OSError(errno.EIO, "the file does not have the size that was written")
         trailers = source.trailers if isinstance(source, _AwsChunked) else {}
         return Blob(blob, checks.size, checks.md5.hexdigest(), checks.verified(trailers))
 
@@ -106,7 +110,7 @@ def copy_blob(store: Store, blob: str) -> str:
         except FileNotFoundError:
             raise
         except OSError:  # a file system without hard links, or too many of one file
-            with store.blob(blob).open("rb") as source, path.open("wb") as target:
+            with store.blob(blob).open("rb") as source, path.open("wb", buffering=0) as target:
                 _append(source, target, 0, os.fstat(source.fileno()).st_size)
         return copy
 
@@ -114,7 +118,7 @@ def copy_blob(store: Store, blob: str) -> str:
 def cut_blob(store: Store, blob: str, first: int, size: int, algorithm: Algorithm | None) -> Blob:
     """A new blob with `size` bytes of another from `first` on, and their digests."""
     with store.blob(blob).open("rb") as source, new_blob(store) as (copy, path):
-        with path.open("wb") as target:
+        with path.open("wb", buffering=0) as target:
             _append(source, target, first, size)
         md5, checksum = digests(path, algorithm)
         return Blob(copy, size, md5, checksum)
@@ -137,21 +141,21 @@ def join_blobs(store: Store, blobs: list[tuple[str, int]]) -> str:
     """A new blob with the bytes of (blob, size) after one another."""
     if len(blobs) == 1:
         return copy_blob(store, blobs[0][0])
-    with new_blob(store) as (joined, path), path.open("wb") as target:
+    with new_blob(store) as (joined, path), path.open("wb", buffering=0) as target:
         for blob, size in blobs:
             with store.blob(blob).open("rb") as source:
                 _append(source, target, 0, size)
         return joined
 
 
-def _append(source: BinaryIO, target: BinaryIO, first: int, size: int) -> None:
+def _append(source: BinaryIO, target: FileIO, first: int, size: int) -> None:
     """Copy inside the kernel where it can, so that big objects never pass through memory."""
     if hasattr(os, "copy_file_range"):
         try:
             while size > 0:
                 done = os.copy_file_range(source.fileno(), target.fileno(), size, first)
                 if done == 0:
-                    raise ConnectionError("a blob became shorter while it was copied")
+                    raise _became_shorter()
                 first, size = first + done, size - done
             return
         except OSError as exc:
@@ -159,9 +163,23 @@ def _append(source: BinaryIO, target: BinaryIO, first: int, size: int) -> None:
                 raise
             # not on this file system: the rest goes through memory
     source.seek(first)
-    while size > 0 and (data := source.read(min(size, READ_BYTES))):
-        os.write(target.fileno(), data)
+    while size > 0:
+        data = source.read(min(size, READ_BYTES))
+        if not data:
+            raise _became_shorter()
+        _write(target, data)
         size -= len(data)
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    """Write all of it: a file takes a part where the disk gets full, and says so the next time."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _became_shorter() -> ConnectionError:
+    return ConnectionError("a blob became shorter while it was copied")
 
 
 class _Checks:

@@ -18,7 +18,7 @@ from scar_local.s3.call import Call, S3Error
 from scar_local.s3.listing import ListCalls
 from scar_local.s3.multipart import MultipartCalls
 from scar_local.s3.objects import ObjectCalls, OnCreated, Writer
-from scar_local.store import Store
+from scar_local.store import Store, is_out_of_space
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,6 +66,10 @@ class S3:
         except (ConnectionError, TimeoutError):
             raise
         except Exception as exc:
+            if is_out_of_space(exc) and not exchange.answered:
+                _LOG.error("%s %s: %s", exchange.method, exchange.path, exc)
+                self._refuse(call, _no_space())
+                return
             _LOG.exception("%s %s", exchange.method, exchange.path)
             if exchange.answered:
                 raise ConnectionError("an answer broke in the middle") from exc
@@ -121,6 +125,12 @@ class S3:
         while call.body.read(READ_BYTES):
             """Thrown away."""
         call.reply_error(error)
+
+
+def _no_space() -> S3Error:
+    """S3 itself has no such error. Clients try 500 and 503 again for long, 507 they report."""
+    text = "No space is left where the local cloud keeps its data; free some and try again"
+    return S3Error("InsufficientStorage", text, 507)
 
 
 _PRECEDENCE = ("x-amz-copy-source", "uploadId")
