@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import missing
+from tests.doubles.images import forget_pulled
 from tests.e2e.conftest import Cloud, need_program, wait_for
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "video-frames"
@@ -77,3 +78,6 @@ def test_the_video_example_runs_in_its_image(cloud: Cloud, video_tools, tmp_path
     assert "80x60" in cloud.ok("log", "-n", "video-thumbnail")
     status = json.loads(cloud.ok("local", "status", "--json"))
     assert status["LocalCloud"]["engine"]["name"] == engine
+    cloud.ok("local", "stop")
+    if engine == "docker":
+        forget_pulled(cloud.status["url"].removeprefix("http://"))
