@@ -10,7 +10,7 @@ from scar.aws.gateway import endpoint_of
 from scar.aws.handlers import handlers
 from scar.errors import NotDeployed, UserError
 from scar.images.derive import derive, host_base
-from scar.images.registry import push
+from scar.images.push import push
 from scar.plan.diff import to_reach
 from scar.plan.resources import Function, Image, Repository, RestApi, id_of
 from tests.doubles.cloud import local_cloud
@@ -24,7 +24,7 @@ def account(tmp_path_factory):
 
 def push_empty_image(to, tag):
     base = host_base("x86_64")
-    push(derive(base, [], "5.0"), None, base, [], to, tag)
+    push(derive(base, [], "5.0"), None, to, tag)
 
 
 @pytest.fixture
