@@ -135,3 +135,22 @@ def test_a_statement_id_holds_only_what_lambda_allows(bucket):
     import re
 
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,100}", statement_id(bucket))
+
+
+def test_every_answer_is_told_to_who_asks_but_no_password():
+    told: list[dict[str, object]] = []
+    account = connect(Target("local", "http://127.0.0.1:9", None, "eu-west-1", told.append))
+    for service, operation, answer in (
+        ("sts", "get_caller_identity", {"Account": "000000000000"}),
+        ("ecr", "get_authorization_token", {"authorizationData": [{"authorizationToken": "x"}]}),
+    ):
+        client = account.client(service)
+        with Stubber(client) as stubber:
+            stubber.add_response(operation, answer)
+            getattr(client, operation)()
+    assert [(one["Service"], one["Operation"]) for one in told] == [
+        ("sts", "GetCallerIdentity"),
+        ("ecr", "GetAuthorizationToken"),
+    ]
+    assert told[0]["Answer"]["Account"] == "000000000000"
+    assert told[1]["Answer"] == {"authorizationData": "not shown"}

@@ -12,7 +12,9 @@ import jsonschema
 import pytest
 import yaml
 
+from scar import config
 from scar.__main__ import main
+from scar.cli import arguments
 from scar.fdl.reference import json_schema, keys
 
 ROOT = Path(__file__).parents[2]
@@ -86,3 +88,17 @@ def test_every_key_is_told_with_its_values():
     assert every["lambda.input[].path"].text == "`bucket` or `bucket/prefix`."
     assert "storage_providers.minio.<id>.endpoint" in every
     assert len(every) > 90
+
+
+def test_the_page_of_commands_has_every_command_and_every_flag():
+    page = (ROOT / "docs" / "commands.md").read_text()
+    for command, flags in arguments.flags().items():
+        assert f"`{command}`" in page, command
+        for flag in flags:
+            assert f"{flag}`" in page or f"{flag} " in page, f"{command} {flag}"
+
+
+def test_the_page_of_configuration_has_what_the_first_use_writes(tmp_path: Path):
+    config.read_config({"SCAR_CONFIG_FOLDER": str(tmp_path)})
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert (tmp_path / "scar.cfg").read_text() in page

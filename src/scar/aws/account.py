@@ -167,6 +167,8 @@ class Account:
     def _tell(self, model: Any, parsed: Any, **_: Any) -> None:
         assert self._target.on_answer is not None
         service = model.service_model.service_name
+        if model.name == "GetAuthorizationToken":  # a password of the registry
+            parsed = {"authorizationData": "not shown"}
         told = {"Service": service, "Operation": model.name, "Answer": parsed}
         self._target.on_answer(told)
 

@@ -199,6 +199,15 @@ def parse(argv: Sequence[str]) -> Options:
     return Options(command, values, settings, flags)
 
 
+def flags() -> dict[str, list[str]]:
+    """Every command's flags, short and long."""
+    [commands] = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return {
+        name: [flag for action in sub._actions for flag in action.option_strings]
+        for name, sub in commands.choices.items()
+    }
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse whose faults are UserErrors, told like all others."""
 
