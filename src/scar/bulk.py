@@ -138,6 +138,7 @@ def run(
     Raises NotDeployed, UserError where there is nothing to do, CloudError.
     """
     target = target_of(account, name)
+    _check_bucket(account, target)
     if wanted.retries_failed:
         lines, common = _failed_before(account, target)
     else:
@@ -159,6 +160,17 @@ def target_of(account: Account, name: str) -> Target:
         queue=function.tags.get(TAG_QUEUE, ""),
         bucket=function.tags.get(TAG_BUCKET) or f"scar-{account.account_id}-{account.region}",
     )
+
+
+def _check_bucket(account: Account, target: Target) -> None:
+    """A manifest must not be taken for an input."""
+    trigger = BucketTriggers(account).read(f"{target.bucket}/{target.name}")
+    if trigger and any(OWN_PREFIX.startswith(prefix) for prefix, _ in trigger.paths):
+        raise UserError(
+            f"every object of the deployment bucket `{target.bucket}` triggers function "
+            f"`{target.name}`, a manifest too",
+            "give it an input with a prefix, or another `lambda.deployment.bucket`",
+        )
 
 
 def manifest(lines: Sequence[Line]) -> tuple[bytes, int]:

@@ -299,3 +299,17 @@ def test_a_failed_script_is_run_again_only_where_the_fdl_says_so(
     log = cloud.ok("log", "-n", "twice", "-ri", told["Jobs"][0])
     assert "attempt 1" in log
     assert "attempt 2" in log
+
+
+def test_a_manifest_is_never_taken_for_an_input(
+    cloud: Cloud, function: Callable[..., Path]
+) -> None:
+    whole = {"input": [s3_path("both-in-one")], "deployment": {"bucket": "both-in-one"}}
+    cloud.ok("init", "-f", function(a_function("loop", **whole)))
+    fill(cloud, "1")
+
+    refused = cloud.run("run", "-n", "loop", "-ib", "source/in")
+
+    assert refused.code == 2
+    assert "a manifest too" in refused.err
+    assert cloud.keys("both-in-one") == []
