@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,10 @@ _REASON_LIMIT = 255
 """AttemptContainerDetail: `reason` has 255 characters at most."""
 _FLUSH_S = 0.1
 _FLUSH_LINES = 100
-_BACKLOG_LINES = 10_000
+_BACKLOG_BYTES = 4 << 20
+_LINE_BYTES = 100
+"""What a line costs beside its characters."""
+_log = logging.getLogger(__name__)
 
 
 class LogStreams(Protocol):
@@ -110,13 +114,19 @@ class Attempt:
             name = f"stop-{self.task.spec.name}"
             stop = threading.Thread(target=running.stop, args=(self._grace_s,), name=name)
             stop.daemon = True
-            stop.start()
+            try:
+                stop.start()
+            except RuntimeError:  # no thread can be started: rather wait than let it run on
+                running.stop(self._grace_s)
 
     def kill(self) -> None:
         """End the container now, whoever gives it a grace already."""
         self._grace_s = 0
         if self._running:
-            self._running.stop(0)
+            try:
+                self._running.stop(0)
+            except Exception:  # the engine is gone; others are still to be ended
+                _log.exception("%s cannot be ended", self.task.spec.name)
 
     def _claim(self, why: Ended) -> tuple[bool, Running | None]:
         with self._changing:
@@ -129,56 +139,52 @@ class Lines:
     """Gathers lines of output and hands them over in batches, from a thread of its own.
 
     A batch leaves when it has 100 lines or 0.1 s after its first line. A container that prints
-    faster than the log can be kept is held back, not remembered without bound.
+    faster than the log can be kept is held back, not remembered without bound. What `keep` cannot
+    take is lost, and the daemon's log says so: a job's result counts more than its log.
     """
 
     def __init__(self, keep: Callable[[Sequence[str]], None]) -> None:
         self._keep = keep
         self._changed = threading.Condition()
         self._lines: list[str] = []
+        self._bytes = 0
         self._closed = False
-        self._fault: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="job-log", daemon=True)
         self._thread.start()
 
     def add(self, line: str) -> None:
         """Take a line; waits while the backlog is full."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._lines) < _BACKLOG_LINES or self._fault)
-            if self._fault:
-                return
+            self._changed.wait_for(lambda: self._bytes < _BACKLOG_BYTES)
             self._lines.append(line)
-            if len(self._lines) in (1, _FLUSH_LINES):
+            self._bytes += len(line) + _LINE_BYTES
+            if len(self._lines) == 1 or self._is_enough():
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Hand over what is left. Raises what went wrong while handing over."""
+        """Hand over what is left."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
-        if self._fault:
-            raise self._fault
 
     def _run(self) -> None:
         while batch := self._next_batch():
             try:
                 self._keep(batch)
-            except Exception as exc:
-                with self._changed:
-                    self._fault = exc
-                    self._changed.notify_all()
-                return
+            except Exception:
+                _log.exception("%d lines of a job's log are lost", len(batch))
 
     def _next_batch(self) -> list[str]:
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._closed)
-            self._changed.wait_for(
-                lambda: len(self._lines) >= _FLUSH_LINES or self._closed, _FLUSH_S
-            )
-            batch, self._lines = self._lines, []
+            self._changed.wait_for(lambda: self._is_enough() or self._closed, _FLUSH_S)
+            batch, self._lines, self._bytes = self._lines, [], 0
             self._changed.notify_all()
             return batch
+
+    def _is_enough(self) -> bool:
+        return len(self._lines) >= _FLUSH_LINES or self._bytes >= _BACKLOG_BYTES
 
 
 def cannot_start(message: str) -> str:

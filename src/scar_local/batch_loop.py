@@ -10,12 +10,12 @@ as if nothing had happened. So no job is lost, but a job is only run twice when 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import sqlite3
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,6 +23,7 @@ from typing import Any
 
 from scar_local import batch_jobs as jobs
 from scar_local import batch_nodes as nodes
+from scar_local.background import Background
 from scar_local.batch_attempts import Attempt, LogStreams, Task
 from scar_local.batch_changes import now_ms
 from scar_local.batch_limits import OVERRIDES_LIMIT_CHARACTERS, Limits, need_of
@@ -46,8 +47,8 @@ TOO_LONG = f"Container Overrides length must be at most {OVERRIDES_LIMIT_CHARACT
 INTERNAL_FAULT = "Internal fault of the local cloud, see its daemon.log"
 DEFAULT_LOG_GROUP = "/aws/batch/job"
 _FORGET_EVERY = 1000
-_AFTER_FAULT_S = 1.0
 _DAY_MS = 24 * 3600 * 1000
+_log = logging.getLogger(__name__)
 
 
 class Loop:
@@ -63,12 +64,10 @@ class Loop:
     ) -> None:
         self._store, self._engine, self._logs = store, engine, logs
         self._endpoint, self._limits = endpoint, limits
-        self._woken = threading.Condition()
-        self._work = self._stopping = False
+        self._scheduler = Background("batch-scheduler", self._schedule)
         # By container name, not by job: the next attempt may begin before this one is cleared away.
         self._attempts: dict[str, Attempt | NodesAttempt] = {}
         self._threads: dict[str, threading.Thread] = {}
-        self._thread: threading.Thread | None = None
         self._settled = 0
         self._instance = uuid.uuid4().hex
         self._host_lost = f"Host EC2 (instance i-{self._instance[:17]}) terminated."
@@ -79,9 +78,7 @@ class Loop:
             for job in jobs.in_status(db, jobs.ACTIVE):
                 jobs.settle(db, job, self._lost(job), now_ms())
             self._forget(db)
-        self._thread = threading.Thread(target=self._run, name="batch-scheduler", daemon=True)
-        self._thread.start()
-        self.wake()
+        self._scheduler.start()
 
     def _lost(self, job: jobs.Job) -> Ended:
         if job["isTerminated"]:
@@ -90,11 +87,7 @@ class Loop:
 
     def stop(self, grace_s: float = 2.0) -> None:
         """Start nothing more and end the running containers, as if their instance were stopped."""
-        with self._woken:
-            self._stopping = True
-            self._woken.notify_all()
-        if self._thread:
-            self._thread.join()
+        self._scheduler.stop()
         attempts, threads = list(self._attempts.values()), list(self._threads.values())
         for attempt in attempts:
             attempt.end(Ended(None, self._host_lost))
@@ -108,9 +101,7 @@ class Loop:
 
     def wake(self) -> None:
         """Look at the jobs again."""
-        with self._woken:
-            self._work = True
-            self._woken.notify_all()
+        self._scheduler.wake()
 
     def end(self, job_id: str, status_reason: str) -> None:
         """End the running attempts of a job, or an array, whose termination is committed."""
@@ -118,34 +109,27 @@ class Loop:
             if job_id in (attempt.task.job, attempt.task.job.partition(":")[0]):
                 attempt.end(Ended(None, status_reason, final=True))
 
-    def _run(self) -> None:
-        while self._wait_for_work():
-            try:
-                if jobs.has(self._store.read(), ("SUBMITTED", "RUNNABLE")):
-                    for attempt in self._place():
-                        self._launch(attempt)
-            except Exception:  # a full disk, say: jobs wait until it is mended
-                traceback.print_exc()
-                with self._woken:
-                    self._woken.wait_for(lambda: self._stopping, _AFTER_FAULT_S)
-                    self._work = True
-
-    def _wait_for_work(self) -> bool:
-        with self._woken:
-            self._woken.wait_for(lambda: self._work or self._stopping)
-            self._work = False
-            return not self._stopping
+    def _schedule(self) -> None:
+        if jobs.has(self._store.read(), ("SUBMITTED", "RUNNABLE")):
+            for attempt in self._place():
+                self._launch(attempt)
 
     def _place(self) -> list[Attempt | NodesAttempt]:
-        with self._store.write() as db:
-            jobs.admit(db, now_ms())
-            held = [Held(a.task.environment, a.task.need) for a in self._attempts.values()]
-            decisions = decide(self._queues(db), held, self._limits.host)
-            self._note_stuck(db, decisions)
-            begun = [self._begin(db, job_id, where) for job_id, where in decisions.starts]
-            attempts = {attempt.task.spec.name: attempt for attempt in begun if attempt}
-            # Before the commit: who terminates a job that is STARTING must find its attempt.
-            self._attempts.update(attempts)
+        attempts: dict[str, Attempt | NodesAttempt] = {}
+        try:
+            with self._store.write() as db:
+                jobs.admit(db, now_ms())
+                held = [Held(a.task.environment, a.task.need) for a in self._attempts.values()]
+                decisions = decide(self._queues(db), held, self._limits.host)
+                self._note_stuck(db, decisions)
+                begun = [self._begin(db, job_id, where) for job_id, where in decisions.starts]
+                attempts = {attempt.task.spec.name: attempt for attempt in begun if attempt}
+                # Before the commit: who terminates a job that is STARTING must find its attempt.
+                self._attempts.update(attempts)
+        except BaseException:
+            for name in attempts:
+                self._attempts.pop(name, None)
+            raise
         return list(attempts.values())
 
     def _queues(self, db: sqlite3.Connection) -> list[Queue]:
@@ -205,28 +189,41 @@ class Loop:
         return attempt
 
     def _note_node(self, job_id: str, index: int, state: Mapping[str, Any]) -> None:
-        with self._store.write() as db:
-            nodes.note(db, job_id, index, state)
+        def note() -> None:
+            with self._store.write() as db:
+                nodes.note(db, job_id, index, state)
+
+        self._scheduler.insist(f"keeping what became of node {index} of job {job_id}", note)
 
     def _launch(self, attempt: Attempt | NodesAttempt) -> None:
         name = attempt.task.spec.name
-        thread = threading.Thread(target=self._attempt, args=(attempt,), name=name, daemon=True)
-        self._threads[name] = thread
-        thread.start()
+
+        def begin() -> None:
+            thread = threading.Thread(target=self._attempt, args=(attempt,), name=name, daemon=True)
+            self._threads[name] = thread
+            try:
+                thread.start()
+            except RuntimeError:  # there are too many threads on the machine
+                del self._threads[name]
+                raise
+
+        self._scheduler.insist(f"starting {name}", begin)
 
     def _attempt(self, attempt: Attempt | NodesAttempt) -> None:
         task = attempt.task
         try:
             ended = attempt.run(lambda: self._note_running(task))
         except Exception as exc:  # the log or the engine is broken: the attempt failed, and says so
-            traceback.print_exc()
+            _log.exception("%s failed", task.spec.name)
             ended = Ended(None, INTERNAL_FAULT, repr(exc)[:255])
-        try:
+
+        def settle() -> None:
             with self._store.write() as db:
                 self._settle(db, task.job, ended)
-        finally:
-            del self._attempts[task.spec.name], self._threads[task.spec.name]
-            self.wake()
+
+        self._scheduler.insist(f"keeping how {task.spec.name} ended", settle)
+        del self._attempts[task.spec.name], self._threads[task.spec.name]
+        self.wake()
 
     def _settle(self, db: sqlite3.Connection, job_id: str, ended: Ended) -> None:
         job = jobs.load(db, job_id)

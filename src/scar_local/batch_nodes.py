@@ -8,6 +8,7 @@ its failure is retried. That a child ends sets nothing off.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,8 @@ CREATE TABLE IF NOT EXISTS batch_nodes (
 """
 
 MAIN_ENDED = "The main node of the multi-node parallel job ended"
+
+_log = logging.getLogger(__name__)
 
 Note = Callable[[int, Mapping[str, Any]], None]
 """Keeps what became of a node: (index, its state)."""
@@ -126,7 +129,7 @@ class NodesAttempt:
         try:
             return self._run(network, on_running)
         finally:
-            network.close()
+            self._close(network)
 
     def end(self, why: Ended) -> None:
         """End the attempt; the first `why` stays. Does not wait."""
@@ -147,6 +150,12 @@ class NodesAttempt:
             raise EngineError(f"{count} nodes: the local cloud runs up to {NODES_LIMIT} in a job")
         endpoint = self._tasks[0].spec.environment["AWS_ENDPOINT_URL"]
         return self._engine.open_network(self._tasks[0].spec.image, count, endpoint)
+
+    def _close(self, network: JobNetwork) -> None:
+        try:
+            network.close()
+        except Exception:  # the job ended as it ended; what is left goes at the next start
+            _log.exception("the network of %s stays", self.task.spec.name)
 
     def _run(self, network: JobNetwork, on_running: Callable[[], None]) -> Ended:
         main = self._attempt(0, network)
@@ -174,8 +183,8 @@ class NodesAttempt:
         self._attempts.append(child)
         name = child.task.spec.name
         thread = threading.Thread(target=self._run_child, args=(number, child), name=name)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def _run_child(self, number: int, child: Attempt) -> None:
         try:

@@ -31,8 +31,8 @@ FINISHED = ("SUCCEEDED", "FAILED")
 class World:
     """One Batch on a data directory, its clients and the engine under it."""
 
-    def __init__(self, directory: Path, limits: Limits) -> None:
-        self.store = Store(directory)
+    def __init__(self, directory: Path, limits: Limits, store: type[Store] = Store) -> None:
+        self.store = store(directory)
         self.logs, self.engine = Logs(self.store), JobEngine()
         self.batch = Batch(self.store, self.engine, self.logs, lambda: "http://here:1", limits)
         self.server = Server(0, self._answer)
@@ -141,13 +141,13 @@ def a_container(script: str = "true", **more: Any) -> dict[str, Any]:
 Opener = Callable[..., AbstractContextManager[World]]
 
 
-def opener(directory: Path) -> Opener:
+def opener(directory: Path, store: type[Store] = Store) -> Opener:
     """Opens the cloud on a directory; a second time: the cloud after a restart."""
 
     @contextmanager
     def opened(start: bool = True, **limits: Any) -> Iterator[World]:
         defaults = {"stop_grace_s": 0.5, "host": Host(4, 8000)}
-        world = World(directory, Limits(**{**defaults, **limits}))
+        world = World(directory, Limits(**{**defaults, **limits}), store)
         with world.server:
             thread = threading.Thread(target=world.server.serve_forever, args=(0.02,), daemon=True)
             thread.start()

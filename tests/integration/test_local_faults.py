@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scar_local.batch_attempts import Lines
 from scar_local.functions import Settings
 from scar_local.store import Store
+from tests.doubles.batch_world import World, opener
 from tests.doubles.local_lambda import LocalLambda
 from tests.doubles.local_s3 import LocalS3
 
@@ -122,3 +126,91 @@ def test_an_accepted_event_does_not_wait_for_a_clock_that_was_set_back(
     assert row["due"] == 0 < row["accepted"]
     cloud.functions.wake()
     until(lambda: states(cloud) == ["succeeded"])
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with opener(tmp_path, CommitFails)(min_timeout_s=1) as opened:
+        opened.set_up(max_vcpus=1)
+        yield opened
+
+
+class CommitFails(Store):
+    """The scheduler's transactions fail at their end, so often."""
+
+    failures = 0
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        with super().write() as db:
+            yield db
+            if self.failures and threading.current_thread().name == "batch-scheduler":
+                self.failures -= 1
+                raise sqlite3.OperationalError("the disk is full")
+
+
+def status(world: World, job_id: str) -> str:
+    """Read past the API, whose server needs a thread."""
+    query = "SELECT status FROM batch_jobs WHERE id = ?"
+    return str(world.store.read().execute(query, (job_id,)).fetchone()["status"])
+
+
+def test_a_jobs_end_is_kept_once_the_database_can_be_written_again(world: World) -> None:
+    world.register("sleep 0.3")
+    job_id = world.submit()
+    world.running(job_id)
+    with refused(world.store, "batch_jobs"):
+        time.sleep(0.6)
+        assert status(world, job_id) == "RUNNING"
+    assert world.finished(job_id)["status"] == "SUCCEEDED"
+
+
+def test_a_job_whose_start_could_not_be_committed_holds_nothing(world: World) -> None:
+    assert isinstance(world.store, CommitFails)
+    world.store.failures = 1
+    assert world.run("true")["status"] == "SUCCEEDED"
+    assert world.store.failures == 0
+
+
+def test_a_job_starts_when_there_is_a_thread_for_it_again(world: World) -> None:
+    world.register("sleep 0.4")
+    first = world.submit()
+    world.running(first)
+    second = world.submit()
+    threading.stack_size(1 << 47)  # more than there is: no thread can be started
+    try:
+        until(lambda: status(world, second) == "STARTING")
+    finally:
+        threading.stack_size(0)
+    assert world.finished(second)["status"] == "SUCCEEDED"
+
+
+def test_a_job_whose_log_cannot_be_kept_ends_as_it_ended(world: World) -> None:
+    with refused(world.store, "logs_events", "INSERT"):
+        assert world.run("echo lost")["status"] == "SUCCEEDED"
+
+
+def test_a_job_that_prints_long_lines_is_held_back_not_remembered() -> None:
+    go_on, taken = threading.Event(), threading.Semaphore(0)
+    kept: list[int] = []
+
+    def keep(batch: Sequence[str]) -> None:
+        go_on.wait()
+        kept.extend(len(line) for line in batch)
+
+    def produce() -> None:
+        for _ in range(100):
+            lines.add("x" * 200_000)
+            taken.release()
+
+    lines = Lines(keep)
+    producer = threading.Thread(target=produce)
+    producer.start()
+    held_back = 0
+    while taken.acquire(timeout=0.3):
+        held_back += 1
+    go_on.set()
+    producer.join()
+    lines.close()
+    assert held_back * 200_000 < 10 << 20
+    assert kept == [200_000] * 100
