@@ -100,7 +100,8 @@ def _keys(folder: Path) -> None:
         f"Port 22\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
         "UseDNS no\nPermitRootLogin yes\nStrictModes no\nUsePAM no\nPidFile none\n"
     )
-    options = "-o GSSAPIAuthentication=no -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+    chosen = "GSSAPIAuthentication=no StrictHostKeyChecking=no UserKnownHostsFile=/dev/null"
+    options = " ".join(f"-o {option}" for option in (*chosen.split(), "LogLevel=ERROR"))
     (folder / "ssh").write_text(f'#!/bin/sh\nexec /usr/bin/ssh -i {folder}/user {options} "$@"\n')
     (folder / "ssh").chmod(0o755)
 

@@ -170,12 +170,14 @@ class NodesAttempt:
             for number in range(1, len(self._tasks)):
                 self._start_child(number, network)
 
-        ended = main.run(begun)
-        self._note_end(0, ended)
-        for child in self._attempts[1:]:
-            child.end(Ended(None, MAIN_ENDED, final=True))
-        for thread in self._threads:
-            thread.join()
+        try:
+            ended = main.run(begun)
+            self._note_end(0, ended)
+        finally:
+            for child in self._attempts[1:]:
+                child.end(Ended(None, MAIN_ENDED, final=True))
+            for thread in self._threads:
+                thread.join()
         return ended
 
     def _start_child(self, number: int, network: JobNetwork) -> None:

@@ -16,9 +16,6 @@ LIMIT_S = 60
 ATTEMPTS = 2
 """Open MPI 5's launcher may hang at its end, over ssh too (open-mpi/ompi#12064)."""
 
-pytestmark = pytest.mark.skipif(
-    bool(node_network.unusable()), reason=node_network.unusable() or "namespaces work"
-)
 long = pytest.mark.skipif(not mpi.everything(), reason="SCAR_TEST_MPI=all tries this")
 
 
@@ -32,6 +29,8 @@ def place(request):
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
+    if why := node_network.unusable():
+        missing("namespaces", why)
     network = Network(3, tmp_path_factory.mktemp("mpi") / "net")
     yield network
     network.close()
