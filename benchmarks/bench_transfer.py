@@ -35,10 +35,13 @@ def main() -> None:
         took: dict[tuple[str, str], list[float]] = {}
         for number in range(ROUNDS):
             for what, source in ((f"{SMALL} files of 4 KiB", small), ("one file of 1 GiB", large)):
-                for name, tool in tools.items():
+                turn = number % len(tools)
+                for name in [*tools][turn:] + [*tools][:turn]:
+                    tool = tools[name]
                     place = f"bench/{name}-{number}-{source.name}"
                     target = work / "down"
                     for up, local in ((True, source), (False, target)):
+                        os.sync()  # what the last one wrote is not this one's to wait for
                         seconds = timed(lambda: _run(here, tool(place, local, up)))  # noqa: B023
                         took.setdefault((f"{'put' if up else 'get'} {what}", name), []).append(
                             seconds
