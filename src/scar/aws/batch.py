@@ -355,7 +355,7 @@ def has_jobs(account: Account, queue: str) -> bool:
 
 
 def _job(its: JobDetailTypeDef) -> Job:
-    container = its.get("container", {})
+    container, array = its.get("container", {}), its.get("arrayProperties", {})
     attempts = [one.get("container", {}) for one in its.get("attempts", [])]
     streams = [one.get("logStreamName", "") for one in [*attempts, container]]
     reasons = (container.get("reason"), its.get("statusReason"))
@@ -368,7 +368,7 @@ def _job(its: JobDetailTypeDef) -> Job:
         reason="; ".join(dict.fromkeys(one for one in reasons if one)),
         log_streams=tuple(dict.fromkeys(one for one in streams if one)),
         log_group=options.get("awslogs-group", ""),
-        size=its.get("arrayProperties", {}).get("size"),
+        size=None if "index" in array else array.get("size"),
     )
 
 
