@@ -1,8 +1,8 @@
 """The door: every request of the one port comes in here and goes to the service it is meant for.
 
-A signed request names its service in the signature's credential scope; an unsigned one is for the
-daemon itself (`/_scar/`), an API of API Gateway (`/_aws/execute-api/`), the image registry (`/v2/`)
-or S3 (presigned with version 2, anonymous).
+A signed request names its service in the signature's credential scope, in the query (presigned) S3
+alone; an unsigned one is for the daemon itself (`/_scar/`), an API of API Gateway
+(`/_aws/execute-api/`), the image registry (`/v2/`) or S3 (presigned with version 2, anonymous).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import unquote
 
+from scar_local import callers
 from scar_local.gateway_endpoint import is_for_api
 from scar_local.http import Exchange
 from scar_local.protocol import (
@@ -92,6 +93,8 @@ class Door:
         """
         service, region = scope(exchange)
         try:
+            if refusal := callers.refusal(exchange):
+                raise ApiError("AccessDenied", refusal, 403)
             self._route(exchange, service, region)
         except ApiError as error:
             _reply(exchange, error_answer(_protocol(exchange, service), error))
@@ -111,6 +114,10 @@ class Door:
             self._apis.handle(exchange)
         elif service == "s3":
             self._s3.handle(exchange, region)
+        elif service and not _SCOPE.search(exchange.headers.get("Authorization") or ""):
+            # A browser sends such a request for any page; a header of this name it does not.
+            text = f"`{service}` takes signatures in the Authorization header, not in the query"
+            raise ApiError("AccessDenied", text, 403)
         elif service in self._services:
             _reply(exchange, self._serve(exchange, service, region))
         elif service:

@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from scar_local import callers
 from scar_local.engines import Exit
 from scar_local.http import READ_SIZE, Exchange, Server
 
@@ -118,7 +119,9 @@ class RuntimeApi:
         self._server.server_close()
 
     def _serve(self, exchange: Exchange) -> None:
-        if exchange.path == "/2018-06-01/runtime/invocation/next" and exchange.method == "GET":
+        if why := callers.refusal(exchange):
+            _refuse(exchange, 403, "Forbidden", why)
+        elif exchange.path == "/2018-06-01/runtime/invocation/next" and exchange.method == "GET":
             self._next(exchange)
         elif exchange.path == "/2018-06-01/runtime/init/error" and exchange.method == "POST":
             self._init_error(exchange)

@@ -206,6 +206,65 @@ def test_the_daemon_tells_its_state_and_stops_but_not_for_web_pages(house: House
     assert house.stopped.wait(1)
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "127.0.0.1:80", "localhost:{}", "LocalHost", "[::1]:{}", "b.localhost:{}",
+     "a.b.localhost", "b.127.0.0.1:{}", "172.18.0.1:4321", "x1.execute-api.eu-west-1.amazonaws.com",
+     "x1.execute-api.cn-north-1.amazonaws.com.cn:{}"],
+)  # fmt: skip
+def test_the_cloud_answers_to_its_own_names(house: House, host: str) -> None:
+    assert house.ask("GET", "/b/k", {"Host": host.format(house.port)})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:{}", "127.0.0.1.evil.example", "localhost.evil.example", "",
+     "x.execute-api.evil.example", "x.execute-api.eu-west-1.amazonaws.com.evil.example", "0.0.0.0",
+     "[::]:{}", "evil.example@127.0.0.1", "127.0.0.1, evil.example", "localhost:80:{}"],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/b/k", "/v2/", "/_scar/status", "/_aws/execute-api/x1/s/p"])
+def test_a_name_that_somebody_else_may_point_here_is_refused(
+    house: House, host: str, path: str
+) -> None:
+    assert house.ask("GET", path, {"Host": host.format(house.port)})[0] == 403
+
+
+INVOKE = "/2015-03-31/functions/f/invocations"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"},
+     {"Origin": "http://localhost:{}"}, {"Sec-Fetch-Site": "cross-site"}],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/b/k", INVOKE, "/v2/x", "/_aws/execute-api/x1/scar/launch"])
+def test_a_web_page_of_another_site_is_refused(
+    house: House, headers: dict[str, str], path: str
+) -> None:
+    given = {name: value.format(house.port) for name, value in headers.items()}
+    status, body = house.ask("POST", path, {**given, "Content-Type": "text/plain"}, b"{}")
+    assert (status, b"web page" in body) == (403, True)
+    assert house.ask("OPTIONS", path, given)[0] == 403
+
+
+def test_a_page_of_the_clouds_own_may_call_it(house: House) -> None:
+    own = {"Origin": f"http://127.0.0.1:{house.port}", "Sec-Fetch-Site": "same-origin"}
+    assert house.ask("POST", "/_aws/execute-api/x1/scar/launch", own, b"12")[0] == 200
+    assert house.ask("GET", "/b/k", {"Sec-Fetch-Site": "none"})[0] == 200
+
+
+@pytest.mark.parametrize("service", ["lambda", "batch", "iam", "ec2", "sts"])
+@pytest.mark.parametrize("path", ["/", INVOKE])
+def test_only_s3_takes_a_signature_in_the_query(house: House, service: str, path: str) -> None:
+    query = f"?X-Amz-Credential=a%2F20261101%2Feu-west-1%2F{service}%2Faws4_request"
+    for content_type in ("text/plain", "application/x-www-form-urlencoded"):
+        headers = {"Content-Type": content_type}
+        status, body = house.ask("POST", path + query, headers, b"Action=ListUsers")
+        assert (status, b"Authorization header" in body) == (403, True)
+    api = "/_aws/execute-api/x1/scar/launch"
+    assert house.ask("POST", api + query.replace(service, "execute-api"))[0] == 200
+
+
 def test_everybody_is_the_local_user(house: House) -> None:
     sts = house.client("sts")
     me = sts.get_caller_identity()
