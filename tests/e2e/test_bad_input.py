@@ -1301,14 +1301,14 @@ error: file_system must have at most one item, got 2
         "validate -f cow.yaml -r arn:aws:iam::123456789012:role/x",
         """\
 error: execution mode `lambda-batch` needs `batch.compute_resources.subnets` on AWS
-  --> {home}/scar.cfg:31:20  functions.aws[0].batch.compute_resources.subnets
-   31 |         "subnets": [],
+  --> {home}/scar.cfg:30:20  functions.aws[0].batch.compute_resources.subnets
+   30 |         "subnets": [],
       |                    ^
    help: add `subnets: [subnet-…]`, or use the local cloud: `scar --local …`
 
 error: execution mode `lambda-batch` needs `batch.compute_resources.security_group_ids` on AWS
-  --> {home}/scar.cfg:32:31  functions.aws[0].batch.compute_resources.security_group_ids
-   32 |         "security_group_ids": [],
+  --> {home}/scar.cfg:31:31  functions.aws[0].batch.compute_resources.security_group_ids
+   31 |         "security_group_ids": [],
       |                               ^
    help: add `security_group_ids: [sg-…]`, or use the local cloud: `scar --local …`
 """,
@@ -1389,8 +1389,8 @@ error: there are no GPUs on `FARGATE_SPOT`
         "validate -f cow.yaml -r arn:aws:iam::123456789012:role/x",
         """\
 error: instances of `optimal` are x86_64, the function is arm64
-  --> {home}/scar.cfg:29:11  functions.aws[0].batch.compute_resources.instance_types[0]
-   29 |           "optimal"
+  --> {home}/scar.cfg:28:11  functions.aws[0].batch.compute_resources.instance_types[0]
+   28 |           "optimal"
       |           ^
    help: use `instance_types: [default_arm64]`
 """,
@@ -1754,6 +1754,41 @@ def check(wrong: Wrong, folder: Path, run: Callable[[list[str], Path, Path], End
     assert done.stdout == ""
     assert everything(work) == before
     assert everything(home) <= {"scar.cfg"}
+
+
+def test_a_right_input_is_said_to_be_right_and_nobody_is_asked(tmp_path: Path):
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "cow.yaml").write_text(BOTH)
+    done = scar(["--local", "validate", "-f", "cow.yaml"], tmp_path / "home", work)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "valid: cow, sheep\n", "")
+    done = scar(
+        ["--local", "validate", "-f", "cow.yaml", "-n", "cow", "-l", "x", "--json"],
+        tmp_path / "home",
+        work,
+    )
+    told = json.loads(done.stdout)
+    assert (told["Valid"], told["Functions"]) == (True, ["cow"])
+    assert [(w["summary"], w["origin"]) for w in told["Warnings"]] == [
+        ("`lambda.layers` is ignored: functions are images, which have no layers", "--layers")
+    ]
+    # No local cloud was started, and nothing loaded that could ask AWS.
+    assert everything(tmp_path / "home") == {"scar.cfg"}
+    code = (
+        "import sys\nfrom scar.__main__ import main\n"
+        "main(['--local', 'validate', '-f', 'cow.yaml'])\n"
+        "heavy = {'boto3', 'botocore', 'urllib3', 'rich'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=work,
+        env={**os.environ, "SCAR_CONFIG_FOLDER": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_with_json_the_error_is_an_object_too(tmp_path: Path):
