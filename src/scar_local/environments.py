@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import sqlite3
 import threading
 import time
 import uuid
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
+from scar_local.background import Background
 from scar_local.engines import ContainerSpec, Engine, EngineError, Exit, Running
 from scar_local.runtime_api import Answer, Invocation, RuntimeApi, error_answer
 
@@ -36,7 +36,9 @@ LOG_TAIL_BYTES = 4096
 _LOG_FLUSH_S = 0.2
 _LOG_GROUP_MS = 20
 """Lines that came within this time share a timestamp, and so one write."""
-_PENDING_LINES = 5_000
+_PENDING_BYTES = 4 << 20
+_LINE_BYTES = 100
+"""What a line costs beside its characters."""
 _ASKS_AGAIN_S = 0.1
 _QUIET_S = 0.003
 _QUIET_LIMIT_S = 0.5
@@ -50,9 +52,14 @@ class LogSink(Protocol):
         """Create the group and the stream where they are missing."""
 
     def append(
-        self, group: str, stream: str, lines: list[str], timestamp_ms: int | None = None
+        self,
+        group: str,
+        stream: str,
+        lines: list[str],
+        timestamp_ms: int | None = None,
+        create: bool = True,
     ) -> None:
-        """Add lines, all with one timestamp."""
+        """Add lines, all with one timestamp; `create`: also where the group is not there."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +106,14 @@ class Environments:
         self._engine, self._endpoint = engine, endpoint
         self._limit, self._idle_s = limit, idle_s
         self._journal = _Journal(logs)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._all: set[_Environment] = set()
         self._idle: list[_Environment] = []
         self._waiting: deque[threading.Event] = deque()
         self._generations: dict[str, str] = {}
         self._stopping = False
-        threading.Thread(target=self._expire, name="environments", daemon=True).start()
+        self._expiry = Background("environments", self._expire)
+        self._expiry.start()
 
     def invoke(self, target: Target, invocation: Invocation) -> Outcome:
         """Run one invocation to its end. Raises Stopping when `stop` came in between."""
@@ -126,37 +134,40 @@ class Environments:
 
         `generation` is the one that stays; None when the function is gone.
         """
-        with self._changed:
+        with self._lock:
             self._generations[name] = generation or ""
             ended = [e for e in self._idle if e.target.name == name and not self._is_current(e)]
             self._forget(ended)
+            if generation is None:
+                for environment in self._all:
+                    environment.orphan(name)
         for environment in ended:
             environment.stop()
 
     def counts(self) -> dict[str, int]:
         """How many environments exist, and how many of them are idle."""
-        with self._changed:
+        with self._lock:
             return {"environments": len(self._all), "idle": len(self._idle)}
 
     def stop(self) -> None:
         """End every environment; invocations under way raise Stopping."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
             environments = list(self._all)
             self._idle.clear()
             for ticket in self._waiting:
                 ticket.set()
-            self._changed.notify_all()
+        self._expiry.halt()
         with ThreadPoolExecutor(16) as stopping:
             stopping.map(_Environment.stop, environments)
         self._journal.stop()
 
     def _acquire(self, target: Target) -> _Environment:
         ticket = threading.Event()
-        with self._changed:
+        with self._lock:
             self._waiting.append(ticket)
         while True:
-            with self._changed:
+            with self._lock:
                 if self._stopping:
                     raise Stopping
                 found, evicted = self._take(target) if self._waiting[0] is ticket else (None, None)
@@ -185,16 +196,18 @@ class Environments:
         environment = _Environment(
             target, self._engine, self._journal, self._endpoint(), self._lost
         )
+        if self._generations.get(target.name) == "":  # deleted while this caller stood in line
+            environment.orphan(target.name)
         self._all.add(environment)
         return environment, evicted
 
     def _release(self, environment: _Environment) -> None:
-        with self._changed:
+        with self._lock:
             reusable = environment.alive and self._is_current(environment) and not self._stopping
             if reusable:
                 environment.idle_since = time.monotonic()
                 self._idle.append(environment)
-                self._changed.notify_all()
+                self._expiry.wake()
             else:
                 self._forget([environment])
             self._call_next()
@@ -203,7 +216,7 @@ class Environments:
 
     def _lost(self, environment: _Environment) -> None:
         """A container ended by itself; a busy one's caller finds out on its own."""
-        with self._changed:
+        with self._lock:
             idle = environment in self._idle
             if idle:
                 self._forget([environment])
@@ -225,17 +238,15 @@ class Environments:
         if self._waiting:
             self._waiting[0].set()
 
-    def _expire(self) -> None:
-        while not self._stopping:
-            with self._changed:
-                now = time.monotonic()
-                ended = [e for e in self._idle if e.idle_since + self._idle_s <= now]
-                self._forget(ended)
-                if not ended:
-                    left = self._idle[0].idle_since + self._idle_s - now if self._idle else None
-                    self._changed.wait(left)
-            for environment in ended:
-                environment.stop()
+    def _expire(self) -> float | None:
+        with self._lock:
+            now = time.monotonic()
+            ended = [e for e in self._idle if e.idle_since + self._idle_s <= now]
+            self._forget(ended)
+            left_s = self._idle[0].idle_since + self._idle_s - now if self._idle else None
+        for environment in ended:
+            environment.stop()
+        return left_s
 
 
 class _Environment:
@@ -276,14 +287,26 @@ class _Environment:
         return self._close(invocation.request_id, answer, elapsed_s, init_s)
 
     def stop(self) -> None:
-        """End the container; harmless when it has ended."""
+        """End the container; harmless when it has ended.
+
+        An engine's fault is logged, not raised: the caller has an outcome to hand on, or others
+        to stop.
+        """
         self.alive = False
         with self._stopping:  # the one that comes second finds it gone
-            if self._running is not None:
-                self._running.stop()
+            try:
+                if self._running is not None:
+                    self._running.stop()
+            except Exception:
+                _log.exception("a container of %s cannot be stopped", self.target.name)
             if self._api is not None:
                 self._api.close()
         self._log.flush()
+
+    def orphan(self, name: str) -> None:
+        """The function `name` is gone: if it is this one's, its log group is not made again."""
+        if name == self.target.name:
+            self._log.creates = False
 
     def _start(self, request_id: str) -> Answer | None:
         """Start the container and wait for its first `next`; what went wrong, or None."""
@@ -384,7 +407,10 @@ class _Log:
         self._journal = journal
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
+        self.creates = True
+        """Whether the group is made where it is missing."""
         self._pending: list[tuple[int, str]] = []
+        self._pending_bytes = 0
         self._tail: deque[str] = deque()
         self._tail_size = 0
         self._count = 0
@@ -392,12 +418,13 @@ class _Log:
 
     def open(self) -> None:
         """Make the stream exist."""
-        self._journal.logs.ensure_stream(self.group, self.stream)
+        if self.creates:
+            self._journal.logs.ensure_stream(self.group, self.stream)
 
     def write(self, line: str) -> None:
         """Add one line; it reaches CloudWatch Logs soon."""
         self._add(line.rstrip("\r\n"))
-        if len(self._pending) < _PENDING_LINES:
+        if self._pending_bytes < _PENDING_BYTES:
             self._journal.dirty(self)
         else:  # in the engine's thread: a function that writes too fast has to wait
             self._behind = True
@@ -431,7 +458,7 @@ class _Log:
         """Write what is pending, oldest first."""
         with self._flushing:
             with self._lock:
-                pending, self._pending = self._pending, []
+                pending, self._pending, self._pending_bytes = self._pending, [], 0
             while pending:
                 began = pending[0][0]
                 same = [line for at, line in pending if at < began + _LOG_GROUP_MS]
@@ -440,8 +467,9 @@ class _Log:
 
     def _append(self, lines: list[str], timestamp_ms: int) -> None:
         try:
-            self._journal.logs.append(self.group, self.stream, lines, timestamp_ms)
-        except sqlite3.Error:  # a full disk, say: the function's answer counts more than its log
+            logs = self._journal.logs
+            logs.append(self.group, self.stream, lines, timestamp_ms, self.creates)
+        except Exception:  # a full disk, say: the function's answer counts more than its log
             _log.exception("%d lines of %s are lost", len(lines), self.group)
 
     def _add(self, line: str) -> None:
@@ -450,6 +478,7 @@ class _Log:
             if self._pending and now < self._pending[-1][0]:
                 now = self._pending[-1][0]  # the clock was set back; a stream's order stays
             self._pending.append((now, line))
+            self._pending_bytes += len(line) + _LINE_BYTES
             self._count += 1
             self._tail.append(line)
             self._tail_size += len(line) + 1

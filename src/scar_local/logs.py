@@ -59,18 +59,26 @@ class Logs:
             self._stream_ids(db, group, stream)
 
     def append(
-        self, group: str, stream: str, lines: Sequence[str], timestamp_ms: int | None = None
+        self,
+        group: str,
+        stream: str,
+        lines: Sequence[str],
+        timestamp_ms: int | None = None,
+        create: bool = True,
     ) -> None:
         """Add one event a line, in one transaction; group and stream are created when missing.
 
         All lines get `timestamp_ms` (epoch milliseconds; now when None) and keep their order.
+        Without `create` they are dropped where there is no such group.
         """
         if not lines:
             return
         at = self._now() if timestamp_ms is None else timestamp_ms
         with self._store.write() as db:
-            ids = self._stream_ids(db, group, stream)
-            self._insert(db, ids, [(at, _storable(line)) for line in lines])
+            known = "SELECT 1 FROM logs_groups WHERE name = ?"
+            if create or db.execute(known, (group,)).fetchone():
+                ids = self._stream_ids(db, group, stream)
+                self._insert(db, ids, [(at, _storable(line)) for line in lines])
 
     def sweep(self) -> int:
         """Delete the events that are older than their group's retention; answers how many."""

@@ -7,18 +7,22 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scar_local.batch_attempts import Lines
+from scar_local.engines import ContainerSpec, Exit
+from scar_local.environments import Environments, Stopping, Target
 from scar_local.functions import Settings
+from scar_local.runtime_api import Invocation
 from scar_local.store import Store
 from tests.doubles.batch_world import World, opener
 from tests.doubles.local_lambda import LocalLambda
 from tests.doubles.local_s3 import LocalS3
+from tests.doubles.process_engine import ProcessEngine, RunningProcess
 
 
 @pytest.fixture
@@ -214,3 +218,127 @@ def test_a_job_that_prints_long_lines_is_held_back_not_remembered() -> None:
     lines.close()
     assert held_back * 200_000 < 10 << 20
     assert kept == [200_000] * 100
+
+
+class LostEngine(ProcessEngine):
+    """Its daemon was restarted: it ends containers but cannot say so."""
+
+    def start(self, spec: ContainerSpec, on_output: Callable[[str], None]) -> RunningProcess:
+        running = super().start(spec, on_output)
+        end = running.stop
+
+        def stop(grace_s: float = 0.0) -> None:
+            end(grace_s)
+            raise ConnectionError("no daemon answers")
+
+        running.stop = stop  # type: ignore[method-assign]
+        return running
+
+
+@pytest.fixture
+def lost(tmp_path: Path) -> Iterator[LocalLambda]:
+    local = LocalLambda(tmp_path, Settings(concurrency=1, idle_s=0.3))
+    local.engine = LostEngine(local.engine.programs)
+    local.restart()
+    local.create()
+    yield local
+    local.close()
+
+
+def test_an_engine_that_cannot_stop_a_container_costs_neither_a_result_nor_a_place(
+    lost: LocalLambda,
+) -> None:
+    lost.create("other")
+    for name in ("echo", "other", "echo"):  # each must make room for the next
+        assert "FunctionError" not in lost.client.invoke(FunctionName=name)
+    for _ in range(2):  # the thread that ends idle ones goes on
+        until(lambda: lost.functions.counts()["environments"] == 0)
+        assert "FunctionError" not in lost.client.invoke(FunctionName="echo")
+
+
+def test_a_functions_log_group_stays_deleted_while_its_last_invocation_ends(
+    cloud: LocalLambda,
+) -> None:
+    event = json.dumps({"sleep": 0.5, "print": ["before"]})
+    call = threading.Thread(
+        target=cloud.client.invoke, kwargs={"FunctionName": "echo", "Payload": event}
+    )
+    call.start()
+    until(lambda: "before" in cloud.messages())
+    cloud.client.delete_function(FunctionName="echo")
+    with cloud.store.write() as db:
+        for table in ("logs_events", "logs_streams", "logs_groups"):
+            db.execute(f"DELETE FROM {table}")
+    call.join()
+    until(lambda: cloud.functions.counts()["environments"] == 0)
+    assert cloud.store.read().execute("SELECT count(*) FROM logs_groups").fetchone()[0] == 0
+
+
+class SlowLogs:
+    """Keeps nothing until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.go_on, self.kept = threading.Event(), list[int]()
+
+    def ensure_stream(self, group: str, stream: str) -> None:
+        return
+
+    def append(
+        self,
+        group: str,
+        stream: str,
+        lines: Sequence[str],
+        timestamp_ms: int | None = None,
+        create: bool = True,
+    ) -> None:
+        self.go_on.wait()
+        self.kept += [len(line) for line in lines]
+
+
+class Printer:
+    """An engine of one container, which prints long lines and answers nothing."""
+
+    name = "printer"
+
+    def __init__(self) -> None:
+        self.printed = threading.Semaphore(0)
+        self._ended = threading.Event()
+
+    def start(self, spec: ContainerSpec, on_output: Callable[[str], None]) -> Printer:
+        def produce() -> None:
+            for _ in range(100):
+                on_output("x" * 200_000)
+                self.printed.release()
+
+        threading.Thread(target=produce, daemon=True).start()
+        return self
+
+    def open_network(self, image: str, count: int, endpoint: str) -> Any:
+        raise NotImplementedError
+
+    def wait(self, timeout_s: float | None = None) -> Exit | None:
+        return Exit(0) if self._ended.wait(timeout_s) else None
+
+    def stop(self, grace_s: float = 0.0) -> None:
+        self._ended.set()
+
+
+def test_a_function_that_prints_long_lines_is_held_back_not_remembered() -> None:
+    logs, engine = SlowLogs(), Printer()
+    environments = Environments(engine, logs, lambda: "", 1, 60)
+    arn = "arn:aws:lambda:us-east-1:000000000000:function:f"
+
+    def invoke() -> None:
+        with suppress(Stopping):
+            environments.invoke(Target("f", arn, "any", "1"), Invocation("id", b"{}", arn, ""))
+
+    call = threading.Thread(target=invoke)
+    call.start()
+    held_back = 0
+    while engine.printed.acquire(timeout=0.5):
+        held_back += 1
+    logs.go_on.set()
+    until(lambda: logs.kept.count(200_000) == 100)
+    environments.stop()
+    call.join()
+    assert held_back * 200_000 < 10 << 20
