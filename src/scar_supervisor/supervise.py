@@ -185,7 +185,8 @@ class Supervisor:
             raise ScriptTimedOut(outcome.elapsed_s, outcome.tail)
         if outcome.exit_code:
             raise ScriptFailed(outcome.exit_code, outcome.tail)
-        self._log.info(f"the script is done after {outcome.elapsed_s:.2f} s")
+        if outcome.elapsed_s:  # on a child node nothing ran
+            self._log.info(f"the script is done after {outcome.elapsed_s:.2f} s")
         return outcome
 
     def _adopt_orphans(self) -> None:
