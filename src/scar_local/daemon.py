@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import select
 import signal
 import sys
@@ -42,6 +43,7 @@ from scar_local.store import Store
 PORT_VARIABLE = "SCAR_LOCAL_PORT"
 WRONG_SETTINGS, ALREADY_RUNNING = 2, 75
 SWEEP_EVERY_S = 3600
+OPEN_FILES = 16384
 _log = logging.getLogger(__name__)
 
 
@@ -61,6 +63,7 @@ def run(data: Path, port: int | None = None, environ: Mapping[str, str] = os.env
     `daemon.log`. Raises CannotStart.
     """
     data = data.absolute()
+    _allow_open_files()
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Never closed: the kernel lets go of it when all else of this process is over, so that whoever
     # gets the lock next finds no file of ours in use.
@@ -160,7 +163,10 @@ class _Cloud:
         self._server.server_close()
 
     def _answer(self, exchange: Exchange) -> None:
-        self._door.answer(exchange)
+        try:
+            self._door.answer(exchange)
+        finally:
+            self._store.release()  # connections of clients stay open for long, and unused
 
     def _sweep(self) -> None:
         """Remove the blobs that a crash left without a row, S3's and the registry's."""
@@ -197,6 +203,17 @@ class _Cloud:
                 **{f"jobs_{status.lower()}": number for status, number in jobs},
             },
         }
+
+
+def _allow_open_files() -> None:
+    """As many as this user may have: each client's connection is one, and 1024 is the usual limit.
+
+    Containers inherit it, so it stays a number that programs can count up to.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft not in (resource.RLIM_INFINITY, most) and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _hold(lock: int, data: Path) -> None:

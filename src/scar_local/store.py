@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_IDLE_CONNECTIONS = 8
+"""Kept for the next threads; more are closed."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -37,6 +40,7 @@ class Store:
         self._blobs = directory / "blobs"
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._local = threading.local()
+        self._idle: list[sqlite3.Connection] = []
         self._writing = threading.Lock()
 
     def install(self, schema: str) -> None:
@@ -45,17 +49,22 @@ class Store:
             self.read().executescript(schema)
 
     def read(self) -> sqlite3.Connection:
-        """This thread's connection, outside a transaction: a statement sees what is committed."""
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(
-                self.directory / "cloud.db", isolation_level=None, timeout=30
-            )
-            connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            self._local.connection = connection
-        return connection
+        """This thread's connection, outside a transaction: a statement sees what is committed.
+
+        It is the thread's until `release`, or until the thread ends.
+        """
+        lease: _Lease | None = getattr(self._local, "lease", None)
+        if lease is None:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self._connect()
+            lease = self._local.lease = _Lease(connection, self._idle)
+        return lease.connection
+
+    def release(self) -> None:
+        """This thread needs its connection no more, for now: a waiting thread holds no files."""
+        self._local.lease = None
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -74,6 +83,18 @@ class Store:
                 if connection.in_transaction:  # some errors, such as a full disk, roll back
                     connection.execute("ROLLBACK")
                 raise
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.directory / "cloud.db",
+            isolation_level=None,
+            timeout=30,
+            check_same_thread=False,  # one thread after the other
+        )
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
 
     def new_blob(self) -> tuple[str, Path]:
         """A fresh blob id and the path to write its bytes to; never made of a user's key."""
@@ -99,3 +120,20 @@ class Store:
     def all_blobs(self) -> Iterator[str]:
         """Every blob id that has a file, for sweeping the ones without a row at start."""
         return (path.name for path in self._blobs.glob("??/*"))
+
+
+class _Lease:
+    """A connection in the hands of one thread; kept by the thread alone, so it ends with it.
+
+    A connection that is only forgotten keeps its two files open until the garbage collector looks
+    at cycles: its cache of statements refers to it.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, idle: list[sqlite3.Connection]) -> None:
+        self.connection, self._idle = connection, idle
+
+    def __del__(self) -> None:
+        if len(self._idle) < _IDLE_CONNECTIONS and not self.connection.in_transaction:
+            self._idle.append(self.connection)
+        else:
+            self.connection.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +215,42 @@ def test_many_writers_at_once_all_get_their_answer(daemons: Daemons, tmp_path: P
     assert s3.list_objects_v2(Bucket="many")["KeyCount"] == 80
     pages = logs.get_paginator("describe_log_groups").paginate()
     assert sum(len(page["logGroups"]) for page in pages) == 80
+
+
+def test_many_clients_leave_no_open_files(daemons: Daemons, tmp_path: Path) -> None:
+    cloud = daemons.start(tmp_path)
+    files = Path(f"/proc/{cloud.process.pid}/fd")
+    cloud.ask("GET", "/_scar/status")
+    before = len(list(files.iterdir()))
+    for _ in range(300):
+        assert list_buckets(HTTPConnection("127.0.0.1", cloud.about["port"], timeout=30)) == 200
+    assert len(list(files.iterdir())) < before + 40
+
+
+def test_clients_that_stay_connected_need_no_more_than_a_socket(
+    daemons: Daemons, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1024:
+        pytest.skip("no more than 1024 files may be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))  # what the daemon starts with
+    try:
+        cloud = daemons.start(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1024), hard))
+    clients = [HTTPConnection("127.0.0.1", cloud.about["port"], timeout=30) for _ in range(400)]
+    for _ in range(2):
+        assert {list_buckets(client, close=False) for client in clients} == {200}
+    assert len(list(Path(f"/proc/{cloud.process.pid}/fd").iterdir())) < 400 + 100
+    for client in clients:
+        client.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def list_buckets(client: HTTPConnection, close: bool = True) -> int:
+    client.request("GET", "/")
+    answer = client.getresponse()
+    answer.read()
+    if close:
+        client.close()
+    return answer.status
