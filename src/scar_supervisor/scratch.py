@@ -14,6 +14,8 @@ from scar_supervisor.log import Log
 _OWN_TMP = f"{contract.SCAR_DIR}/tmp"  # noqa: S108
 """In every derived image: an image without /tmp may have a user who cannot make one."""
 
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
 
 @dataclass(frozen=True)
 class Scratch:
@@ -53,18 +55,30 @@ def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
 
 
 def remove(root: str) -> int:
-    """Remove a directory and all in it; how many entries would not go."""
-    left = 0
-    for directory, folders, files in os.walk(root, topdown=False, onerror=_make_readable):
-        for name in files + folders:
-            left += _gone(os.path.join(directory, name))
-    if not _gone(root):
+    """Remove a directory and all in it, following no links; how many entries would not go.
+
+    Directories are moved up before they are emptied: a script may nest them deeper than a path can
+    say, a function can call itself, or files can be open.
+    """
+    try:
+        os.chmod(root, 0o700)
+        top = os.open(root, _DIRECTORY)
+    except FileNotFoundError:
         return 0
-    # A directory that the script made unreadable is readable now.
-    for directory, folders, files in os.walk(root, topdown=False):
-        for name in files + folders:
-            _gone(os.path.join(directory, name))
-    return left if _gone(root) else 0
+    except OSError:
+        return 1
+    try:
+        todo, left = _flatten(top, top)
+        while todo:
+            moved, stayed = _empty(todo.pop(), top)
+            todo += moved
+            left += stayed
+        os.rmdir(root)
+    except OSError:
+        return left or 1
+    finally:
+        os.close(top)
+    return left
 
 
 def _new_directory(environ: Mapping[str, str], wanted: str) -> str:
@@ -83,23 +97,42 @@ def _new_directory(environ: Mapping[str, str], wanted: str) -> str:
     raise ConfigFault(f"no writable directory for the script's files: tried {', '.join(tried)}")
 
 
-def _make_readable(exc: OSError) -> None:
-    if exc.filename:
-        try:
-            os.chmod(exc.filename, 0o700)
-        except OSError:
-            return  # counted when it cannot be removed
-
-
-def _gone(path: str) -> int:
-    """Remove one entry; 1 when it stays."""
+def _empty(name: str, top: int) -> tuple[list[str], int]:
+    """Remove a directory of `top`; see `_flatten`."""
     try:
-        if os.path.isdir(path) and not os.path.islink(path):
-            os.rmdir(path)
-        else:
-            os.unlink(path)
-    except FileNotFoundError:
-        return 0
+        directory = os.open(name, _DIRECTORY, dir_fd=top)
     except OSError:
-        return 1
-    return 0
+        return [], 1
+    try:
+        moved, left = _flatten(directory, top)
+    finally:
+        os.close(directory)
+    try:
+        os.rmdir(name, dir_fd=top)
+    except OSError:
+        left = left or 1
+    return moved, left
+
+
+def _flatten(directory: int, top: int) -> tuple[list[str], int]:
+    """Remove the files of a directory, move its directories to `top`.
+
+    The directories' new names, and how many entries stay.
+    """
+    moved, left = [], 0
+    with os.scandir(directory) as entries:
+        found = list(entries)
+    for entry in found:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                os.chmod(entry.name, 0o700, dir_fd=directory)  # else it cannot be moved
+                name = f".scar-{os.urandom(8).hex()}"
+                os.rename(entry.name, name, src_dir_fd=directory, dst_dir_fd=top)
+                moved.append(name)
+            else:
+                os.unlink(entry.name, dir_fd=directory)
+        except FileNotFoundError:
+            continue  # a process that the script left behind was faster
+        except OSError:
+            left += 1
+    return moved, left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from scar_local.engines import ContainerSpec, EngineError, Exit, Running
 from scar_local.engines.auto import AutoEngine
 from scar_local.engines.bubblewrap import Bubblewrap
 from scar_local.engines.limits import NoLimits
+from scar_local.engines.networks import NamespaceNetworks
 from scar_local.engines.process import HostProcess
 from scar_local.engines.rootfs import RootFileSystems
 from scar_local.engines.runner import Runner, Shared
@@ -83,6 +85,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
             NoLimits,
             lambda: package.parent,
             Spawner(),
+            NamespaceNetworks("scar-test-"),
         )
         runner: Runner = {"bubblewrap": Bubblewrap, "process": HostProcess}[request.param](shared)
         probe = runner.probe()
@@ -110,6 +113,12 @@ def test_its_temporary_directory_is_its_own_and_goes_away(world: World) -> None:
         kept = [line for line in lines[4:] if not line.startswith(str(world.data).split("/")[1])]
         assert kept[-1] == "mine"
         assert kept.count("mine") == 1, "nothing of the run before"
+
+
+def test_a_container_ends_however_deep_the_directories_are_that_it_leaves(world: World) -> None:
+    program = "import os; [(os.mkdir('d' * 50), os.chdir('d' * 50)) for _ in range(1200)]"
+    ended, _ = world.run(f'cd "${{TMPDIR:-/tmp}}" && {sys.executable} -c "{program}"')
+    assert ended == Exit(0)
 
 
 def test_the_machines_files_are_there_and_bubblewrap_protects_them(world: World) -> None:

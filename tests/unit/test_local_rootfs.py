@@ -18,6 +18,7 @@ from scar_local.engines.rootfs import (
     remove_tree,
     unpack,
 )
+from tests.doubles.deep_tree import make_deep_tree
 from tests.doubles.images import Item, digest, directory, hard_link, layer, symlink
 
 
@@ -245,3 +246,16 @@ def test_files_are_found_as_the_container_would_find_them(tmp_path: Path) -> Non
     assert not is_executable(root, "/bin/data")
     assert not is_executable(root, "/bin")
     assert follow(root, "/loop") is None
+
+
+def test_a_tree_is_removed_however_deep_it_is_and_no_link_is_followed(tmp_path: Path) -> None:
+    outside, tree = tmp_path / "outside", tmp_path / "tree"
+    outside.mkdir()
+    (outside / "kept").touch()
+    tree.mkdir()
+    (tree / "link").symlink_to(outside)
+    (tree / "below").mkdir()
+    make_deep_tree(tree / "below")
+    remove_tree(tree)
+    assert list(tmp_path.iterdir()) == [outside]
+    assert list(outside.iterdir()) == [outside / "kept"]

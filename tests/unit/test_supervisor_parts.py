@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from scar_supervisor.events import Event
 from scar_supervisor.faults import ConfigFault, EventFault, ScriptTimedOut, StagingFailed
 from scar_supervisor.log import Log
 from scar_supervisor.sigv4 import Keys
+from tests.doubles.deep_tree import make_deep_tree
 
 keys = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=400)
 QUIET = Log("CRITICAL")
@@ -147,6 +149,17 @@ def test_scratch_is_gone_even_when_the_script_locked_it(tmp_path):
         os.chmod(f"{made.output}/a", 0)
         os.symlink("/", f"{made.output}/root")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scratch_is_gone_however_deep_the_script_nested_it(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    with scratch.fresh({"TMPDIR": str(tmp_path / "tmp")}, QUIET) as made:
+        make_deep_tree(Path(made.output))
+        os.symlink(outside, f"{made.output}/link-to-outside")
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert list(outside.iterdir()) == [outside / "kept"]
 
 
 def test_scratch_falls_back_where_the_wanted_place_is_not_writable():

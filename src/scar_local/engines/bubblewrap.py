@@ -25,7 +25,7 @@ from scar_local.engines import ContainerSpec, EngineError, Exit, NodeAddress, Ru
 from scar_local.engines.limits import OOM_REASON, Group
 from scar_local.engines.networks import JobNetwork
 from scar_local.engines.rootfs import make_directory, remove_tree
-from scar_local.engines.runner import Probe, Shared
+from scar_local.engines.runner import Probe, Shared, clear_away
 from scar_local.engines.settings import (
     Settings,
     host_settings,
@@ -86,8 +86,10 @@ class Bubblewrap:
         scratch = self._shared.scratch / uuid.uuid4().hex
 
         def clear() -> None:
-            remove_tree(scratch)
-            self._shared.roots.give_back(root)
+            clear_away(
+                lambda: remove_tree(scratch),
+                lambda: self._shared.roots.give_back(root),
+            )
 
         try:
             (scratch / "tmp").mkdir(parents=True)
@@ -183,14 +185,16 @@ class _Container:
         except (ProcessLookupError, BrokenPipeError):
             self._last_line = "it ended before it began"  # bubblewrap says why in its output
         except OSError as exc:
-            self._held.process.kill()
-            self._held.process.wait()
-            for descriptor in (self._held.output, self._held.status):
-                os.close(descriptor)
+            self._abandon()
             raise EngineError(f"memory and CPU limits cannot be set: {exc}") from exc
         finally:
             os.close(self._held.go)
-        threading.Thread(target=self._follow, args=(on_output,), name=name, daemon=True).start()
+        follower = threading.Thread(target=self._follow, args=(on_output,), name=name, daemon=True)
+        try:
+            follower.start()
+        except RuntimeError as exc:  # there are too many threads on the machine
+            self._abandon()
+            raise EngineError(f"CannotStartContainerError: {exc}") from exc
 
     def wait(self, timeout_s: float | None = None) -> Exit | None:
         """The container's end, or None when it still runs after `timeout_s`."""
@@ -204,6 +208,12 @@ class _Container:
         if not self._done.is_set():
             self._send(signal.SIGKILL)
         self._done.wait()
+
+    def _abandon(self) -> None:
+        self._held.process.kill()
+        self._held.process.wait()
+        for descriptor in (self._held.output, self._held.status):
+            os.close(descriptor)
 
     def _send(self, number: signal.Signals) -> None:
         with self._sending:  # else the number could be that of another container's by now
@@ -224,6 +234,13 @@ class _Container:
             self._end()
 
     def _end(self) -> None:
+        try:
+            self._exit = self._wait_for_end()
+        finally:
+            clear_away(self._group.close, self._clear)
+            self._done.set()
+
+    def _wait_for_end(self) -> Exit:
         with os.fdopen(self._held.status) as status:
             records = status.read()
         code = exit_code(self._held.process.wait())
@@ -232,10 +249,7 @@ class _Container:
             with self._sending:
                 os.close(self._pidfd)
                 self._pidfd = -1
-        self._exit = self._judge(records, code)
-        self._group.close()
-        self._clear()
-        self._done.set()
+        return self._judge(records, code)
 
     def _judge(self, records: str, code: int) -> Exit:
         reported = [json.loads(line).get("exit-code") for line in records.splitlines() if line]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from scar_local.engines import ContainerSpec, EngineError, Exit, Running
 from scar_local.engines.limits import OOM_REASON
 from scar_local.engines.networks import DockerNetwork, JobNetwork
-from scar_local.engines.runner import Probe
+from scar_local.engines.runner import Probe, clear_away
 from scar_local.engines.settings import check_words
 from scar_local.engines.spawn import Lines
 from scar_local.image_store import StoredImage
@@ -92,8 +92,8 @@ class Docker:
         container = _Container(client, created["Id"])
         try:
             container.begin(spec.name, on_output)
-        except (docker.errors.DockerException, OSError) as exc:
-            container.remove()
+        except (docker.errors.DockerException, OSError, RuntimeError) as exc:
+            clear_away(container.remove)
             raise EngineError(f"CannotStartContainerError: {_short(exc)}") from exc
         return container
 
@@ -271,7 +271,7 @@ class _Container:
         except (docker.errors.DockerException, OSError) as exc:
             self._exit = Exit(137, reason=f"the container engine lost it: {_short(exc)}")
         finally:
-            self.remove()
+            clear_away(self.remove)
             self._done.set()
 
 

@@ -20,7 +20,7 @@ from scar_local.engines import ContainerSpec, EngineError, Exit, Running
 from scar_local.engines.limits import OOM_REASON, Group
 from scar_local.engines.networks import JobNetwork
 from scar_local.engines.rootfs import remove_tree
-from scar_local.engines.runner import Probe, Shared
+from scar_local.engines.runner import Probe, Shared, clear_away
 from scar_local.engines.settings import host_settings, is_host_image
 from scar_local.engines.spawn import Start, exit_code, pass_lines
 from scar_local.image_store import StoredImage
@@ -85,8 +85,10 @@ class HostProcess:
             raise EngineError(f"process cannot be started: {exc}") from exc
 
         def clear() -> None:
-            remove_tree(directory)
-            self._shared.roots.give_back(layer)
+            clear_away(
+                lambda: remove_tree(directory),
+                lambda: self._shared.roots.give_back(layer),
+            )
 
         container = _Process(process, group, clear, mark)
         container.begin(spec.name, on_output)
@@ -118,8 +120,14 @@ class _Process:
         reader = threading.Thread(
             target=pass_lines, args=(output, on_output), name=f"{name} output", daemon=True
         )
-        reader.start()
-        threading.Thread(target=self._follow, args=(reader,), name=name, daemon=True).start()
+        follower = threading.Thread(target=self._follow, args=(reader,), name=name, daemon=True)
+        try:
+            reader.start()
+            follower.start()
+        except RuntimeError as exc:  # there are too many threads on the machine
+            self._process.kill()
+            self._process.wait()
+            raise EngineError(f"CannotStartContainerError: {exc}") from exc
 
     def wait(self, timeout_s: float | None = None) -> Exit | None:
         """The process's end, or None when it still runs after `timeout_s`."""
@@ -135,14 +143,16 @@ class _Process:
         self._done.wait()
 
     def _follow(self, reader: threading.Thread) -> None:
-        code = exit_code(self._process.wait())
-        _kill(self._mark, self._process.pid)
-        reader.join()
-        oom = code != 0 and self._group.oom_killed()
-        self._exit = Exit(code, oom, OOM_REASON if oom else "")
-        self._group.close()
-        self._clear()
-        self._done.set()
+        try:
+            code = exit_code(self._process.wait())
+            self._exit = Exit(code)
+            _kill(self._mark, self._process.pid)
+            reader.join()
+            if code != 0 and self._group.oom_killed():
+                self._exit = Exit(code, True, OOM_REASON)
+        finally:
+            clear_away(self._group.close, self._clear)
+            self._done.set()
 
 
 def _kill(mark: str, session: int | None = None) -> None:

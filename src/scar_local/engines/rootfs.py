@@ -31,7 +31,14 @@ MOUNT_POINTS = ("proc", "dev", "sys", "tmp", "var/tmp", "etc", "run")
 MOUNT_FILES = ("etc/resolv.conf", "etc/hosts")
 _COPY_BYTES = 1 << 20
 _SYMLINK_LIMIT = 40
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _ZSTD = b"\x28\xb5\x2f\xfd"
+
+_BROKEN = (
+    *(tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError),
+    RecursionError,
+)
+"""What a layer that is no good raises; the last where directories are a thousand deep."""
 
 
 class RootFileSystems:
@@ -117,7 +124,7 @@ class RootFileSystems:
             with self._needing(root.name):
                 root.mkdir()
                 yield root
-        except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError) as exc:
+        except _BROKEN as exc:
             raise EngineError(f"CannotPullContainerError: layer cannot be unpacked: {exc}") from exc
         finally:
             if root.exists():
@@ -238,12 +245,37 @@ def remove_tree(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     path.chmod(stat.S_IRWXU)
-    for directory, names, _ in os.walk(path):
-        for name in names:  # before os.walk lists what is below
-            child = os.path.join(directory, name)
-            if not os.path.islink(child):
-                os.chmod(child, stat.S_IRWXU)
-    shutil.rmtree(path)
+    top = os.open(path, _DIRECTORY)
+    try:
+        todo = _flatten(top, top)
+        while todo:
+            name = todo.pop()
+            below = os.open(name, _DIRECTORY, dir_fd=top)
+            try:
+                todo += _flatten(below, top)
+            finally:
+                os.close(below)
+            os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    path.rmdir()
+
+
+def _flatten(directory: int, top: int) -> list[str]:
+    """Empty a directory: its files go, its directories move to `top`; their new names.
+
+    So no depth is too deep: not for a path, not for recursion, not for open files.
+    """
+    moved = []
+    with os.scandir(directory) as entries:
+        for entry in list(entries):
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.name, dir_fd=directory)
+                continue
+            os.chmod(entry.name, stat.S_IRWXU, dir_fd=directory)  # else it cannot be moved
+            moved.append(uuid.uuid4().hex)
+            os.rename(entry.name, moved[-1], src_dir_fd=directory, dst_dir_fd=top)
+    return moved
 
 
 def disk_bytes(directory: Path) -> int:

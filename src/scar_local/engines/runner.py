@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from scar_local.engines.networks import JobNetwork, NamespaceNetworks
 from scar_local.engines.rootfs import RootFileSystems
 from scar_local.engines.spawn import Spawner
 from scar_local.image_store import StoredImage
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,12 @@ class Runner(Protocol):
 
     def open_network(self, count: int, endpoint: str) -> JobNetwork:
         """A network for a multi-node job. Raises EngineError."""
+
+
+def clear_away(*steps: Callable[[], None]) -> None:
+    """Take each step whatever becomes of the others. What fails is logged: the container ended."""
+    for step in steps:
+        try:
+            step()
+        except Exception:
+            _log.exception("something of a container that ended stays")
