@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from scar import __version__
 from scar.aws.errors import speaking_to
 from scar.plan.desired import AccountFacts
 
@@ -143,6 +144,8 @@ class Account:
             "retries": {"mode": "standard", "max_attempts": 5 if wait_s is None else 1},
             "max_pool_connections": CONNECTIONS,
             "tcp_keepalive": True,
+            # Our own also spares botocore making its long one anew for every request.
+            "user_agent": f"scar/{__version__}",
         }
         if wait_s is not None:
             options["read_timeout"] = wait_s
