@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scar_supervisor.contract import EXIT_CONFIG, EXIT_STAGING
+from scar_supervisor.contract import (
+    EXIT_CONFIG,
+    EXIT_NODE_LOST,
+    EXIT_NOT_JOINED,
+    EXIT_SECRET,
+    EXIT_STAGING,
+)
 
 OVERRIDES_LIMIT_CHARACTERS = 8192
 """ECS RunTask's limit for the overrides of a task, Batch's own variables included."""
@@ -237,7 +243,9 @@ _REASONS = (
 
 
 def _by_exit_code(job: Mapping[str, Any]) -> Iterator[Finding]:
-    code = (job.get("container") or {}).get("exitCode")
+    last = job["attempts"][-1] if job.get("attempts") else {}
+    # A job of several nodes has no container of its own: its attempts have the main node's.
+    code = (job.get("container") or last.get("container") or {}).get("exitCode")
     if not code:
         return
     what = meaning(code)
@@ -250,6 +258,9 @@ def _by_exit_code(job: Mapping[str, Any]) -> Iterator[Finding]:
 def meaning(code: int) -> str:
     """What an exit code of a job says."""
     known = {
+        EXIT_NOT_JOINED: "its nodes did not all come in time; the log names those that did not",
+        EXIT_NODE_LOST: "a node was lost; the end of its log is in the job's",
+        EXIT_SECRET: "its nodes have no secret: submit jobs of several nodes by the function",
         EXIT_STAGING: "its input or output could not be copied",
         EXIT_CONFIG: "its config or event could not be read",
         126: "the script or a command in it may not be executed",
@@ -265,13 +276,15 @@ def meaning(code: int) -> str:
 
 
 def needs(job: Mapping[str, Any]) -> dict[str, float]:
-    """The vCPUs, MiB and GPUs that a job asks for."""
-    container = job.get("container") or {}
+    """The vCPUs, MiB and GPUs that a job asks for, all its nodes together."""
+    container, count = job.get("container") or {}, 1
+    if nodes := job.get("nodeProperties"):
+        container, count = nodes["nodeRangeProperties"][0]["container"], nodes["numNodes"]
     asked = {one["type"]: float(one["value"]) for one in container.get("resourceRequirements", ())}
     return {
-        "VCPU": asked.get("VCPU") or float(container.get("vcpus") or 0),
-        "MEMORY": asked.get("MEMORY") or float(container.get("memory") or 0),
-        "GPU": asked.get("GPU", 0),
+        "VCPU": count * (asked.get("VCPU") or float(container.get("vcpus") or 0)),
+        "MEMORY": count * (asked.get("MEMORY") or float(container.get("memory") or 0)),
+        "GPU": count * asked.get("GPU", 0),
     }
 
 

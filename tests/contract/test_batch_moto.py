@@ -64,3 +64,18 @@ def test_moto_takes_what_is_asked_and_an_array_is_submitted(account: Account, ki
     [info] = jobs.describe(account, [array])
     assert info.definition == "split"
     jobs.terminate(account, [array], "enough")
+
+
+def test_moto_takes_a_definition_of_several_nodes(account: Account) -> None:
+    keeper = handlers(account)["job definition"]
+    wanted = JobDefinition(
+        "nodes", "000000000000.dkr.ecr.us-east-1.amazonaws.com/scar:x",
+        "arn:aws:iam::123456789012:role/r", 2, 2048, 0, "/aws/batch/nodes", "us-east-1",
+        attempts=3, retry_rules=retry_rules(0, has_nodes=True), propagates_tags=True,
+        environment={"SCAR_MNP_SLOTS": "2"}, nodes=4, main_node=1,
+    )  # fmt: skip
+
+    keeper.create(wanted)
+
+    # moto keeps no nodeProperties; that they read back is tried on the local cloud.
+    assert keeper.read("nodes").retry_rules == wanted.retry_rules

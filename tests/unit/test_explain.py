@@ -127,3 +127,21 @@ def test_an_array_counts_its_children_and_says_why_none_runs() -> None:
 def test_exit_codes_above_128_are_signals() -> None:
     assert meaning(139) == "it ended by signal 11"
     assert meaning(1) == "the script said so"
+
+
+@pytest.mark.parametrize(("code", "words"), [(111, "did not all come"), (112, "a node was lost")])
+def test_a_job_of_several_nodes_is_explained_by_its_main_nodes_exit_code(
+    code: int, words: str
+) -> None:
+    job = a_job("FAILED", attempts=[{"container": {"exitCode": code}}])
+    del job["container"]
+    assert words in told(job)
+
+
+def test_a_job_of_several_nodes_needs_what_they_need_together() -> None:
+    job = a_job()
+    container = job.pop("container")
+    ranges = [{"targetNodes": "0:", "container": container}]
+    job["nodeProperties"] = {"numNodes": 4, "mainNode": 0, "nodeRangeProperties": ranges}
+    found = told(job, an_environment(computeResources={"maxvCpus": 7}))
+    assert "needs 8 vCPUs" in found
