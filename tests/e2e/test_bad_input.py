@@ -545,7 +545,7 @@ error: this version of SCAR cannot stage with storage provider `minio.mine` yet
   --> cow.yaml:8:35  functions.aws[0].lambda.output[0].storage_provider
    8 |       output: [{storage_provider: minio.mine, path: data/out}]
      |                                   ^
-   help: use `s3` without `storage_providers.s3.default`: the buckets of the account itself
+   help: use `s3`: the buckets of the account itself
 """,
         {
             "cow.yaml": lambda_lines(

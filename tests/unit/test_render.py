@@ -231,3 +231,23 @@ def test_a_bug_is_one_line_and_its_trace_on_demand(
     monkeypatch.setenv("SCAR_DEBUG", "1")
     render.bug(ZeroDivisionError("x"), as_json=False)
     assert "ZeroDivisionError: x" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_bold"),
+    [({"TERM": "xterm"}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_a_terminal_gets_a_bold_head_unless_it_wants_none(
+    environment: dict[str, str], is_bold: bool, monkeypatch: pytest.MonkeyPatch
+):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for stream, expected in ((Terminal(), is_bold), (io.StringIO(), False)):
+        monkeypatch.setattr("sys.stdout", stream)
+        render.functions([], as_json=False)
+        assert stream.getvalue().startswith("\x1b[1mNAME") is expected

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from scar.errors import (
     ApplyError,
@@ -705,9 +705,10 @@ def _plain(value: Any) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
+    for number, row in enumerate((head, *rows)):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        line = "  ".join(cells).rstrip()
+        print(f"\x1b[1m{line}\x1b[0m" if number == 0 and _shows_colours(sys.stdout) else line)
 
 
 def _duration(milliseconds: float) -> str:
@@ -734,8 +735,12 @@ def _write_bytes(output: bytes) -> None:
 
 def _painted(text: str) -> str:
     """Colour for the first word, where a terminal shows it and nobody asked for none."""
-    if not sys.stderr.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb":
+    if not _shows_colours(sys.stderr):
         return text
     word, sign, rest = text.partition(":")
     colour = "33" if word == "warning" else "31"
     return f"\x1b[1;{colour}m{word}{sign}\x1b[0m{rest}"
+
+
+def _shows_colours(stream: TextIO) -> bool:
+    return stream.isatty() and not ("NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb")

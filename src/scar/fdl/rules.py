@@ -403,10 +403,11 @@ def _provider_fault(loc: Loc, named: str, side: str, defined: frozenset[str]) ->
             "only buckets of S3 can trigger a function",
             "use `s3`",
         )
+    without = "remove `storage_providers.s3.default`" if full == "s3.default" else "use `s3`"
     return Fault(
         loc,
         f"this version of SCAR cannot stage with storage provider `{named}` yet",
-        "use `s3` without `storage_providers.s3.default`: the buckets of the account itself",
+        f"{without}: the buckets of the account itself",
     )
 
 
