@@ -1,6 +1,7 @@
 """Files to buckets and back, against a real local cloud."""
 
 import fcntl
+import hashlib
 import os
 import shlex
 import subprocess
@@ -11,8 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from botocore.awsrequest import AWSResponse
 
 from scar import storage
+from scar.aws.account import Target, connect
 from scar.aws.objects import Objects
 from scar.errors import CloudError, Missing, TransferFailed, UserError
 from scar.storage import list_objects
@@ -471,6 +474,34 @@ def test_a_file_where_the_folder_should_be_is_told(account, tmp_path):
     with pytest.raises(TransferFailed, match="2 of 2"):
         get(account, "occupied", tmp_path)
     assert (tmp_path / "a").read_bytes() == b""
+
+
+def test_to_aws_a_body_goes_as_one_signed_piece_with_its_checksum(monkeypatch):
+    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    aws, sent = connect(Target("aws", None, None, "eu-south-2")), []
+
+    class Nothing:
+        def stream(self):
+            return iter([b""])
+
+    def answer(request, **_):
+        sent.append(request)
+        return AWSResponse(request.url, 200, {"ETag": '"x"'}, Nothing())
+
+    aws.client("s3").meta.events.register("before-send.s3", answer)
+    its = Objects(aws, "bucket")
+    its.store("k", b"small")
+    assert its.store_part("k", "u", 1, b"x" * (2 << 20)).crc32 == "eShP/w=="
+    small, part = sent
+    assert (small.body, len(part.body)) == (b"small", 2 << 20)
+    assert part.headers["x-amz-checksum-crc32"] == b"eShP/w=="
+    for request in sent:
+        assert request.url.startswith("https://bucket.s3.eu-south-2.amazonaws.com/k")
+        digest = hashlib.sha256(request.body).hexdigest().encode()
+        assert request.headers["X-Amz-Content-SHA256"] == digest
+        assert "Content-Encoding" not in request.headers
+    assert ("Expect" in small.headers, "Expect" in part.headers) == (False, True)
 
 
 def test_two_at_once_do_not_disturb_each_other(account, tmp_path):
