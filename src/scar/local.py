@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from scar.errors import ScarError, UserError
 FOLDER_VARIABLE = "SCAR_LOCAL_DIR"
 START_LIMIT_S = 15.0
 STOP_LIMIT_S = 20.0
+REPORT_LIMIT_S = 60.0
 PRUNE_LIMIT_S = 600.0
 
 _PING_LIMIT_S = 5.0
@@ -48,7 +49,7 @@ class LocalCloudFailed(ScarError):
 
 @dataclass(frozen=True)
 class Status:
-    """A running local cloud; `details` is its own report (GET /_scar/status)."""
+    """A running local cloud; `details` is what it says of itself."""
 
     url: str
     pid: int
@@ -85,12 +86,18 @@ def status(data: Path) -> Status | None:
         port = int(told["port"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    details = _request(port, "GET", "/_scar/status")
+    details = _request(port, "GET", "/_scar/ping")
     # The port of a dead cloud may by now belong to somebody else, even to another local cloud.
     if details is None or not _is_same(details.get("data"), data):
         return None
     version = str(details.get("version", told.get("version", "")))
     return Status(f"http://127.0.0.1:{port}", int(details["pid"]), version, data, details)
+
+
+def detailed(running: Status) -> Status:
+    """With its whole report as `details`: engines, counts. It tries the engines first: seconds."""
+    details = _request(_port(running), "GET", "/_scar/status", REPORT_LIMIT_S)
+    return replace(running, details=details or running.details)
 
 
 def disk(running: Status) -> Mapping[str, int]:

@@ -136,7 +136,11 @@ class _Cloud:
         self._pruning = Pruning(
             registry, self._engine, (self._functions.images, self._batch.images)
         )
-        more = {("GET", "/_scar/disk"): self._disk, ("POST", "/_scar/prune"): self._pruning.prune}
+        more = {
+            ("GET", "/_scar/ping"): lambda: self.about,
+            ("GET", "/_scar/disk"): self._disk,
+            ("POST", "/_scar/prune"): self._pruning.prune,
+        }
         control = Control(self._status, stop, more, self._batch.changes)
         apis = Endpoint(self._gateway, self._functions)
         self._door = Door(services, self._s3, registry, Moto(data), control, apis)

@@ -21,6 +21,8 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
+from scar import local
+
 TRUST = json.dumps({"Version": "2012-10-17", "Statement": []})
 
 
@@ -134,6 +136,16 @@ def test_it_tells_where_it_is_and_stops_when_asked(daemons: Daemons, tmp_path: P
     assert cloud.process.wait(30) == 0
     assert "Traceback" not in (data / "daemon.log").read_text()
     assert daemons.start(data).about["port"] == cloud.about["port"]
+
+
+def test_commands_ask_what_is_known_at_once(daemons: Daemons, tmp_path: Path) -> None:
+    cloud = daemons.start(tmp_path)
+    assert cloud.ask("GET", "/_scar/ping") == cloud.about
+    running = local.status(tmp_path)
+    assert running is not None
+    assert (running.pid, running.url) == (cloud.process.pid, cloud.about["url"])
+    assert "engine" not in running.details
+    assert local.detailed(running).details["engine"]["probes"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -277,8 +277,9 @@ def local_status(options: Options) -> None:
     """Whether the local cloud runs, where, on which engine, and what it takes on the disk."""
     data = local.data_folder()
     running = local.status(data)
+    told = local.detailed(running) if running else None
     disk = local.disk(running) if running else {}
-    render.cloud(running, str(data), disk=disk, as_json=options.values.json)
+    render.cloud(told, str(data), disk=disk, as_json=options.values.json)
 
 
 def local_prune(options: Options) -> None:
