@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from scar_local.engines.limits import Limits, find_limits
 from scar_local.engines.networks import JobNetwork, NamespaceNetworks
 from scar_local.engines.process import HostProcess
 from scar_local.engines.rootfs import RootFileSystems, disk_bytes, remove_tree
-from scar_local.engines.runner import Probe, Runner, Shared
+from scar_local.engines.runner import Probe, Runner, Shared, clear_away
 from scar_local.engines.settings import is_host_image, supervisor_parent
 from scar_local.engines.spawn import Spawner
 from scar_local.image_store import StoredImage
@@ -244,8 +245,7 @@ class AutoEngine:
 
 
 def _remove_all(paths: Sequence[Path]) -> None:
-    for path in paths:
-        remove_tree(path)
+    clear_away(*(partial(remove_tree, path) for path in paths))
 
 
 def _short_hash(text: str) -> str:

@@ -10,6 +10,7 @@ neither `..`, nor absolute names, nor symbolic links lead outside.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import os
@@ -245,6 +246,17 @@ def remove_tree(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     path.chmod(stat.S_IRWXU)
+    try:
+        _empty(path)
+    except OSError as exc:
+        if exc.errno != errno.EXDEV:  # directories of an overlay's lower layer cannot be moved
+            raise
+        shutil.rmtree(path)
+    else:
+        path.rmdir()
+
+
+def _empty(path: Path) -> None:
     top = os.open(path, _DIRECTORY)
     try:
         todo = _flatten(top, top)
@@ -258,7 +270,6 @@ def remove_tree(path: Path) -> None:
             os.rmdir(name, dir_fd=top)
     finally:
         os.close(top)
-    path.rmdir()
 
 
 def _flatten(directory: int, top: int) -> list[str]:

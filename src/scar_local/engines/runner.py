@@ -59,9 +59,9 @@ class Runner(Protocol):
 
 
 def clear_away(*steps: Callable[[], None]) -> None:
-    """Take each step whatever becomes of the others. What fails is logged: the container ended."""
+    """Take each step whatever becomes of the others; what fails is logged, and left to a sweep."""
     for step in steps:
         try:
             step()
         except Exception:
-            _log.exception("something of a container that ended stays")
+            _log.exception("something could not be cleared away")
