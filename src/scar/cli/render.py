@@ -510,7 +510,9 @@ class _Counted:
     def __str__(self) -> str:
         copied = self.files - self._unchanged
         text = f"{copied:,} file{'s' * (copied != 1)} copied ({_size(self._bytes)})"
-        return f"{text}, {self._unchanged:,} unchanged" if self._unchanged else text
+        if not self._unchanged:
+            return text
+        return f"{text}, {self._unchanged:,} unchanged (`--force` copies all)"
 
 
 class _Bar(Protocol):
