@@ -65,7 +65,10 @@ class Attempt:
         task = self.task
         if self._ended_by:
             return self._ended_by
-        self._logs.ensure_stream(task.log_group, task.log_stream)
+        try:
+            self._logs.ensure_stream(task.log_group, task.log_stream)
+        except Exception:  # the first line that can be kept makes it
+            _log.exception("the log of %s cannot be made", task.spec.name)
         lines = Lines(lambda batch: self._logs.append(task.log_group, task.log_stream, batch))
         try:
             running = self._engine.start(task.spec, lines.add)

@@ -237,12 +237,15 @@ class Loop:
             self._forget(db)
 
     def _note_running(self, task: Task) -> None:
-        with self._store.write() as db:
-            job = jobs.load(db, task.job)
-            if job:
-                container = {**job["container"], "logStreamName": task.log_stream}
-                started = {"status": "RUNNING", "startedAt": now_ms(), "container": container}
-                jobs.save(db, {**job, **started})
+        def note() -> None:
+            with self._store.write() as db:
+                job = jobs.load(db, task.job)
+                if job:
+                    container = {**job["container"], "logStreamName": task.log_stream}
+                    started = {"status": "RUNNING", "startedAt": now_ms(), "container": container}
+                    jobs.save(db, {**job, **started})
+
+        self._scheduler.insist(f"keeping that {task.spec.name} runs", note)
 
     def _forget(self, db: sqlite3.Connection) -> None:
         oldest_ms = now_ms() - int(self._limits.keep_days * _DAY_MS)

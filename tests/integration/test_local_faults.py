@@ -43,10 +43,10 @@ def until(what: Callable[[], Any], timeout_s: float = 10) -> Any:
 
 
 @contextmanager
-def refused(store: Store, table: str, change: str = "UPDATE") -> Iterator[None]:
+def refused(store: Store, table: str, change: str = "UPDATE", when: str = "true") -> Iterator[None]:
     """The database refuses to change a table, as a full disk makes it."""
     store.read().executescript(
-        f"CREATE TRIGGER fault BEFORE {change} ON {table}"
+        f"CREATE TRIGGER fault BEFORE {change} ON {table} WHEN {when}"
         " BEGIN SELECT RAISE(ABORT, 'the disk is full'); END;"
     )
     try:
@@ -169,6 +169,16 @@ def test_a_jobs_end_is_kept_once_the_database_can_be_written_again(world: World)
     assert world.finished(job_id)["status"] == "SUCCEEDED"
 
 
+def test_a_job_goes_on_while_it_cannot_be_kept_that_it_runs(world: World) -> None:
+    world.register("echo it ran")
+    with refused(world.store, "batch_jobs", when="NEW.status = 'RUNNING'"):
+        job_id = world.submit()
+        time.sleep(0.3)
+        assert world.job(job_id)["status"] == "STARTING"
+    job = world.finished(job_id)
+    assert (job["status"], world.log(job)) == ("SUCCEEDED", ["it ran"])
+
+
 def test_a_job_whose_start_could_not_be_committed_holds_nothing(world: World) -> None:
     assert isinstance(world.store, CommitFails)
     world.store.failures = 1
@@ -190,8 +200,9 @@ def test_a_job_starts_when_there_is_a_thread_for_it_again(world: World) -> None:
 
 
 def test_a_job_whose_log_cannot_be_kept_ends_as_it_ended(world: World) -> None:
-    with refused(world.store, "logs_events", "INSERT"):
-        assert world.run("echo lost")["status"] == "SUCCEEDED"
+    for table in ("logs_streams", "logs_events"):
+        with refused(world.store, table, "INSERT"):
+            assert world.run("echo lost")["status"] == "SUCCEEDED"
 
 
 def test_a_job_that_prints_long_lines_is_held_back_not_remembered() -> None:
