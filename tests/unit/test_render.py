@@ -133,7 +133,8 @@ def test_transfers_are_talk_for_people_and_data_for_programs(capsys: pytest.Capt
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err == (
-        "a -> b/a\nc -> b/c (unchanged)\n1 file copied (1.5 kB), 1 unchanged (`--force` copies all)\n"
+        "a -> b/a\nc -> b/c (unchanged)\n"
+        "1 file copied (1.5 kB), 1 unchanged (`--force` copies all)\n"
     )
     with render.transferring() as shown:
         shown.show([sent, same], as_json=True)
