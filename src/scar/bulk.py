@@ -20,7 +20,7 @@ from urllib.parse import quote_plus, unquote_plus
 
 from scar.aws import jobs as batch
 from scar.aws.account import Account
-from scar.aws.batch import pause_s
+from scar.aws.batch import JobDefinitions, pause_s
 from scar.aws.buckets import Buckets, BucketTriggers
 from scar.aws.errors import is_absent, speaking_to
 from scar.aws.functions import Functions, buckets_of, invoke, not_deployed
@@ -139,6 +139,7 @@ def run(
     """
     target = target_of(account, name)
     _check_bucket(account, target)
+    _check_nodes(account, target)
     if wanted.retries_failed:
         lines, common = _failed_before(account, target)
     else:
@@ -170,6 +171,19 @@ def _check_bucket(account: Account, target: Target) -> None:
             f"every object of the deployment bucket `{target.bucket}` triggers function "
             f"`{target.name}`, a manifest too",
             "give it an input with a prefix, or another `lambda.deployment.bucket`",
+        )
+
+
+def _check_nodes(account: Account, target: Target) -> None:
+    """An array has children of one container each, and a job of several nodes its own secret."""
+    if target.mode != "batch":
+        return
+    definition = JobDefinitions(account).read(target.name)
+    if definition and definition.nodes:
+        raise UserError(
+            f"function `{target.name}` is a multi-node parallel job, which cannot be run for many "
+            "objects at once",
+            "`scar put` each object into its input, or `scar run` it without `--all` and `-ib`",
         )
 
 

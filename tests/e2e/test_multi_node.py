@@ -63,6 +63,19 @@ def test_a_script_that_fails_fails_the_job_with_its_code(cloud: Cloud, function)
     assert [node["container"]["exitCode"] for node in nodes] == [9, 0, 0]
 
 
+def test_a_bulk_run_is_refused_before_anything_is_made(cloud: Cloud, function):
+    wanted = {"name": "no", "execution_mode": "batch", "script": "true", "batch": NODES}
+    cloud.ok("init", "-f", function({**wanted, "input": [s3_path("data/in")]}))
+    result = cloud.run("run", "-n", "no", "--all", "--wait")
+    assert result.code == 2
+    assert "error: function `no` is a multi-node parallel job" in result.err
+    assert "`scar --local run` it without `--all` and `-ib`" in result.err
+    assert len(result.err.splitlines()) == 2
+    buckets = [one["Name"] for one in cloud.client("s3").list_buckets()["Buckets"]]
+    assert [cloud.keys(bucket) for bucket in buckets] == [[], []]
+    assert cloud.ok("stop", "-n", "no") == "nothing to stop\n"
+
+
 def _deployed(cloud: Cloud, folder: Path, text: str) -> None:
     shutil.copytree(EXAMPLE, folder)
     (folder / "mpi-pi.yaml").write_text(text)
