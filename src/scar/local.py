@@ -193,8 +193,9 @@ def _spawn(data: Path) -> int:
     Gives the size of the log before.
     """
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_ours(data)
+        _keep_private(data)
         log = (data / "daemon.log").open("ab")
     except OSError as exc:
         why = (exc.strerror or str(exc)).lower()
@@ -269,6 +270,13 @@ def _check_ours(data: Path) -> None:
             f"`{data}` is not the data folder of a local cloud",
             f"set {FOLDER_VARIABLE} to a folder of its own",
         )
+
+
+def _keep_private(data: Path) -> None:
+    """Objects and logs are their owner's alone. A folder with other things in it keeps its mode."""
+    names = {entry.name for entry in data.iterdir()}
+    if names <= _OWN and data.stat().st_uid == os.geteuid():
+        data.chmod(0o700)
 
 
 @contextlib.contextmanager

@@ -64,6 +64,7 @@ def run(data: Path, port: int | None = None, environ: Mapping[str, str] = os.env
     """
     data = data.absolute()
     _allow_open_files()
+    os.umask(0o077)  # what it holds is its owner's alone, in a folder of others' too
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Never closed: the kernel lets go of it when all else of this process is over, so that whoever
     # gets the lock next finds no file of ours in use.

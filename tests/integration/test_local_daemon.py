@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -266,3 +267,34 @@ def list_buckets(client: HTTPConnection, close: bool = True) -> int:
     if close:
         client.close()
     return answer.status
+
+
+@pytest.mark.parametrize("by", ["command", "daemon"])
+def test_its_data_is_nobody_elses_to_read(daemons: Daemons, tmp_path: Path, by: str) -> None:
+    data = tmp_path / "local"
+    before = os.umask(0o022)
+    try:
+        if by == "command":
+            data.mkdir(mode=0o755)
+            local.ensure(data)
+        else:
+            daemons.start(data)
+    finally:
+        os.umask(before)
+    try:
+        assert mode(data) == 0o700
+        for name in ("cloud.db", "cloud.json", "blobs"):
+            assert mode(data / name) & 0o077 == 0
+    finally:
+        local.stop(data)
+
+
+def test_a_folder_with_other_things_in_it_keeps_its_mode(daemons: Daemons, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "thesis.tex").touch()
+    daemons.start(tmp_path)
+    assert (mode(tmp_path), mode(tmp_path / "cloud.db")) == (0o755, 0o600)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)

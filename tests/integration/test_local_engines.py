@@ -192,6 +192,18 @@ def test_places_to_mount_over_may_be_links(bubblewrap: World, links: dict[str, s
         assert ended == (Exit(0), ["tmp", "ok"])
 
 
+def test_modes_inside_do_not_depend_on_our_umask(world: World) -> None:
+    before = os.umask(0o077)
+    try:
+        image = world.image(layer(*ACCOUNTS, Item("opt/x", b"x", 0o644)), User="app")
+        script = "umask; stat -c %a / /opt /opt/x; cat /opt/x"
+        expected = ["0022", "755", "755", "644", "x"]
+        for read_only in (True, False):
+            assert world.shell(image, script, read_only_root=read_only) == (Exit(0), expected)
+    finally:
+        os.umask(before)
+
+
 def test_a_writable_root_is_thrown_away(world: World) -> None:
     image = world.image(layer(*ACCOUNTS))
     script = "ls /new 2>/dev/null; echo x > /etc/passwd; mkdir /new && cat /etc/passwd"

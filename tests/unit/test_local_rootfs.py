@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import tarfile
 from collections.abc import Sequence
@@ -61,6 +62,21 @@ def test_files_links_and_modes_are_as_the_layer_says(tmp_path: Path) -> None:
     assert stat.S_IMODE((root / "closed").stat().st_mode) == 0o755, "we must be able to remove it"
     assert (root / "closed/file").read_bytes() == b"y"
     assert (root / "no/parent/entry").read_bytes() == b"z"
+
+
+def test_modes_do_not_depend_on_the_umask_of_the_local_cloud(tmp_path: Path) -> None:
+    data = layer(Item("opt/tool/run", b"x", 0o755), directory("srv", 0o775))
+    before = os.umask(0o077)
+    try:
+        root = RootFileSystems(tmp_path / "roots").tree(files(tmp_path, [data]), [digest(data)])
+    finally:
+        os.umask(before)
+    open_to_all = {
+        *{".": 0o755, "opt": 0o755, "opt/tool": 0o755, "opt/tool/run": 0o755, "srv": 0o775}.items(),
+        *{"etc": 0o755, "etc/hosts": 0o644, "proc": 0o755, "var/tmp": 0o755}.items(),
+    }
+    found = {(name, stat.S_IMODE((root / name).stat().st_mode)) for name, _ in open_to_all}
+    assert found == open_to_all
 
 
 def test_a_plain_tar_is_a_layer_too(tmp_path: Path) -> None:

@@ -343,6 +343,7 @@ def _image_mounts(overlay: Overlay | None, scratch: Path, root: Path) -> list[st
     elif overlay == "disk":
         for name in ("upper", "work"):
             (scratch / name).mkdir()
+            (scratch / name).chmod(0o755)  # it becomes the container's root directory
         changes = (str(scratch / "upper"), str(scratch / "work"))
         base = ["--overlay-src", str(root), "--overlay", *changes, "/"]
     elif overlay == "memory":

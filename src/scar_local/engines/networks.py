@@ -260,7 +260,8 @@ def _listener_in(namespace: str, endpoint: str) -> socket.socket:
 
 
 def _ip(*words: str) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    # It makes /run/netns, which is everybody's.
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, umask=0o022)
     if done.returncode:
         raise EngineError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 

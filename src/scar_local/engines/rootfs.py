@@ -123,7 +123,7 @@ class RootFileSystems:
         root = self._directory / f"new-{uuid.uuid4().hex}"
         try:
             with self._needing(root.name):
-                root.mkdir()
+                _make_open(str(root))
                 yield root
         except _BROKEN as exc:
             raise EngineError(f"CannotPullContainerError: layer cannot be unpacked: {exc}") from exc
@@ -183,6 +183,7 @@ def add_mount_points(root: Path) -> None:
         if os.path.islink(path) or not os.path.isfile(path):
             remove_tree(Path(path))
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            os.chmod(path, 0o644)
 
 
 def _make_mountable(root: Path, name: str, real: str) -> None:
@@ -190,7 +191,7 @@ def _make_mountable(root: Path, name: str, real: str) -> None:
     path = root / name
     path.unlink()
     if name in ("proc", "dev", "sys") or real == str(root):
-        path.mkdir()
+        _make_open(str(path))
     else:
         path.symlink_to(os.path.relpath(real, root))
 
@@ -334,10 +335,16 @@ def locate(root: str, name: str, create: bool = True) -> tuple[str, str]:
         if create and not os.path.isdir(path):
             if os.path.lexists(path):
                 os.unlink(path)
-            os.mkdir(path, 0o755)
+            _make_open(path)
         current = path
     last = parts[-1] if parts else ""
     return current, "" if last == "." else last
+
+
+def _make_open(path: str) -> None:
+    """A directory that no layer gives a mode, as images have them; our umask has no say in it."""
+    os.mkdir(path)
+    Path(path).chmod(0o755)
 
 
 class _Layer:
@@ -378,7 +385,8 @@ class _Layer:
         elif member.islnk():
             self._hard_link(member, path)
         elif member.isfifo():
-            os.mkfifo(path, member.mode & 0o7777)
+            os.mkfifo(path)
+            os.chmod(path, member.mode & 0o7777)
 
     def _directory(self, path: str, mode: int) -> None:
         if os.path.islink(path) or not os.path.isdir(path):

@@ -118,6 +118,7 @@ def _popen(start: Start) -> subprocess.Popen[bytes]:
         bufsize=0,
         pass_fds=tuple(start.descriptors),
         start_new_session=True,
+        umask=0o022,  # as on Lambda and in Docker; ours is stricter
     )
 
 
