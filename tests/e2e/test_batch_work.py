@@ -169,7 +169,10 @@ def test_explain_tells_why_a_job_never_starts_or_could_not(
 
     [stuck] = bulk(cloud, "-n", "needy", "-ib", "source/in")["Jobs"]
     told = wait_for("a reason", lambda: cloud.ok("explain", stuck))
+    assert "RUNNABLE" in told
     assert "needs 1 GPU, and there is none in the local cloud" in told
+    assert "remove `batch.enable_gpu`" in told
+    assert cloud.run("wait", stuck, "--timeout", "1").code == 2, "it goes on waiting"
     cloud.ok("stop", stuck)
 
     ecr = cloud.client("ecr")
