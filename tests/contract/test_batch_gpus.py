@@ -91,8 +91,8 @@ def test_gpus_are_required_beside_vcpus_and_memory(
     assert container["resourceRequirements"] == needs(gpus)
     assert not {"vcpus", "memory"} & set(container), "the old way to ask, deprecated"
     assert request["platformCapabilities"] == ["EC2"]
-    kinds = account.client("batch").meta.service_model.shape_for("ResourceType").enum
-    assert {one["type"] for one in container["resourceRequirements"]} <= set(kinds)
+    shape: Any = account.client("batch").meta.service_model.shape_for("ResourceType")
+    assert {one["type"] for one in container["resourceRequirements"]} <= set(shape.enum)
 
 
 def test_the_flag_asks_for_one_gpu(account: Account) -> None:

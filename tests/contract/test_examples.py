@@ -62,6 +62,10 @@ def test_an_example_loads_for_the_local_cloud(path: Path):
     assert found == NOT_YET.get(path.name, [])
 
 
+def test_every_example_is_among_them():
+    assert {path.parent for path in EXAMPLES} == set(ROOT.glob("examples/*"))
+
+
 @pytest.mark.parametrize("path", DOCUMENTATION, ids=lambda path: path.name)
 def test_an_example_of_the_documentation_loads_for_aws(path: Path):
     account = read_yaml(ACCOUNT, "scar.cfg")
