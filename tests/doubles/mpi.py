@@ -45,8 +45,8 @@ def everything() -> bool:
     return os.environ.get("SCAR_TEST_MPI") == "all"
 
 
-def installed(requirement: str) -> Path:
-    """The environment with an implementation and mpi4py. Raises RuntimeError."""
+def installed(requirement: str, beside: str = "mpi4py") -> Path:
+    """The environment with an implementation and what goes with it. Raises RuntimeError."""
     place = ROOT / requirement.partition("=")[0]
     ROOT.mkdir(parents=True, exist_ok=True)
     with open(ROOT / "lock", "w") as lock:
@@ -54,7 +54,7 @@ def installed(requirement: str) -> Path:
         if not (place / "ready").exists():
             for command in (
                 [sys.executable, "-m", "venv", "--clear", str(place)],
-                [str(place / "bin" / "pip"), "install", "--quiet", requirement, "mpi4py"],
+                [str(place / "bin" / "pip"), "install", "--quiet", requirement, beside],
             ):
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
