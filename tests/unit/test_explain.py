@@ -65,6 +65,17 @@ def test_a_job_that_never_starts_says_why_and_what_to_do(
     assert remedy in said
 
 
+def test_the_nodes_of_a_job_need_their_gpus_all_together() -> None:
+    container = {"resourceRequirements": [{"type": "GPU", "value": "2"}]}
+    nodes = {"numNodes": 3, "nodeRangeProperties": [{"container": container}]}
+    here = an_environment(computeEnvironmentArn="arn:aws:batch:eu-west-1:000000000000:ce/ce")
+
+    said = told({**a_job(), "container": None, "nodeProperties": nodes}, here)
+
+    assert "needs 6 GPUs, and there is none in the local cloud" in said
+    assert "remove `batch.enable_gpu`" in said
+
+
 def test_one_environment_that_is_large_enough_is_enough() -> None:
     small = an_environment(computeResources={"maxvCpus": 1})
 
