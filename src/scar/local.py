@@ -215,7 +215,9 @@ def _spawn(data: Path) -> int:
         )
     assert daemon.stdout is not None
     with daemon.stdout as ready:
-        if not select.select([ready], [], [], START_LIMIT_S)[0]:
+        poll = select.poll()  # select() takes no descriptor above 1023
+        poll.register(ready, select.POLLIN)
+        if not poll.poll(START_LIMIT_S * 1000):
             daemon.terminate()
             raise _failed(data, before, f"was not ready within {START_LIMIT_S:.0f} seconds")
         if not ready.readline() and daemon.wait() != _EXIT_BUSY:
