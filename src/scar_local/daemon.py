@@ -83,7 +83,9 @@ def run(data: Path, port: int | None = None, environ: Mapping[str, str] = os.env
         signal.signal(number, lambda *_: None)
     cloud.start()
     _announce(cloud.about, data)
-    while not select.select([asked], [], [], SWEEP_EVERY_S)[0]:
+    poll = select.poll()
+    poll.register(asked, select.POLLIN)
+    while not poll.poll(SWEEP_EVERY_S * 1000):
         cloud.logs.sweep()
     _log.info("stopping")
     cloud.stop()

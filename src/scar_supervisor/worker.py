@@ -121,7 +121,12 @@ class Worker:
             self._output = -1
 
     def _on_exit(self, code: int) -> None:
-        while self._output >= 0 and select.select([self._output], [], [], 0)[0]:
+        poll = (
+            select.poll()
+        )  # select() takes no descriptor above 1023, and a node may be one of many
+        if self._output >= 0:
+            poll.register(self._output, select.POLLIN)
+        while self._output >= 0 and poll.poll(0):
             self._read()
         self.exit_code = code
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -486,3 +487,18 @@ def _running(argument: str) -> Sequence[str]:
         if argument.encode() in words and words[0] != sys.executable.encode():
             found.append(str(words))
     return found
+
+
+def test_the_end_of_a_container_is_seen_with_a_thousand_files_open(world: World) -> None:
+    """A daemon with many clients: the container's descriptors are above 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("no more than 2048 files may be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert world.run(world.image(), "sh", "-c", "exit 3")[0].code == 3
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -245,7 +245,9 @@ class _Container:
             records = status.read()
         code = exit_code(self._held.process.wait())
         if self._pidfd >= 0:
-            select.select([self._pidfd], [], [])  # the container is gone, not only its bubblewrap
+            gone = select.poll()  # select() takes no descriptor above 1023
+            gone.register(self._pidfd, select.POLLIN)
+            gone.poll()  # the container is gone, not only its bubblewrap
             with self._sending:
                 os.close(self._pidfd)
                 self._pidfd = -1
