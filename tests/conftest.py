@@ -2,8 +2,14 @@
 
 import gc
 import os
+import signal
+import threading
 
 import pytest
+
+# Started in the background, this process ignores SIGINT, and so would the commands it starts.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def missing(what: str, why: str) -> None:

@@ -22,6 +22,9 @@ from tests.doubles.supervised import SOURCES, Supervised, a_config
 
 SECRET = "s" * 43
 _COUNTER = itertools.count()
+_ROOT = Path(__file__).resolve().parents[2]
+_CHECKOUT = str(_ROOT) if _ROOT.is_relative_to("/tmp") else ""
+"""This checkout, where the private /tmp of a node would hide it: its interpreter may be in it."""
 _MACHINE = """
 set -e
 mount --make-rprivate /
@@ -30,9 +33,11 @@ for place in /tmp /run /dev/shm; do
   [ -d $place ] || mkdir $place
 done
 mount --bind "$2" /mnt
+[ -z "$3" ] || mount --bind "$3" /media
 mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /dev/shm
+[ -z "$3" ] || { mkdir -p "$3"; mount --move /media "$3"; }
 mkdir -p "$2"; mount --move /mnt "$2"
-shift 2
+shift 3
 exec "$@"
 """
 
@@ -116,7 +121,7 @@ class Network:
             *("ip", "netns", "exec", self._space(index)),
             *("unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child"),
             *("--mount-proc", "sh", "-c", _MACHINE, "sh"),
-            *(f"ip-10-77-0-{10 + index}", str(self.directory.parent)),
+            *(f"ip-10-77-0-{10 + index}", str(self.directory.parent), _CHECKOUT),
             *(sys.executable, "-I", "-S", "-B", "-c"),
             "import sys; sys.path.insert(0, sys.argv.pop(1)); "
             "from scar_supervisor.__main__ import main; sys.exit(main())",
