@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -97,14 +96,6 @@ class Lines:
 def exit_code(returncode: int) -> int:
     """A Popen's return code as a shell says it: 128+n for signal n."""
     return 128 - returncode if returncode < 0 else returncode
-
-
-def signal_number(code: int) -> signal.Signals | None:
-    """The signal that an exit code of 128+n stands for."""
-    try:
-        return signal.Signals(code - 128) if code > 128 else None
-    except ValueError:
-        return None
 
 
 def _popen(start: Start) -> subprocess.Popen[bytes]:
