@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from scar_supervisor import sigv4
-from scar_supervisor.credentials import Credentials, instance_metadata, metadata
+from scar_supervisor.contract import StorageProvider
+from scar_supervisor.credentials import KeySource, instance_metadata, metadata
 from scar_supervisor.faults import ConfigFault
 from scar_supervisor.transport import BROKEN, Body, FilePart, Origin, Receive, Reply
 
@@ -24,7 +25,13 @@ _TRANSIENT_TEXT = """
     PriorRequestNotComplete BandwidthLimitExceeded RequestThrottled
 """
 _TRANSIENT = frozenset(_TRANSIENT_TEXT.split())
-_EXPIRED = frozenset(("ExpiredToken", "ExpiredTokenException", "RequestExpired"))
+_STALE_TEXT = """
+    ExpiredToken ExpiredTokenException RequestExpired InvalidAccessKeyId SignatureDoesNotMatch
+"""
+_STALE = frozenset(_STALE_TEXT.split())
+"""The keys were good once, and may have been replaced."""
+_ENDPOINT_NAMES = {"secretsmanager": "SECRETS_MANAGER"}
+"""How AWS's variables call a service, where it is not its signing name (SDKs reference guide)."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +70,20 @@ class Client:
         self,
         service: str,
         environ: Mapping[str, str],
-        credentials: Credentials,
+        credentials: KeySource,
         pause: Callable[[float], None] = time.sleep,
+        provider: StorageProvider | None = None,
     ) -> None:
         self.service = service
         self.endpoint = configured_endpoint(service, environ)
-        """Address from the environment, or None: AWS's own."""
+        """Address from the environment or of the provider, or None: AWS's own."""
         self._environ, self._credentials, self._pause = environ, credentials, pause
         self._origins: dict[str, Origin] = {}
         self._region: str | None = None
+        self._verify = True
+        if provider:
+            self.endpoint, self._verify = provider.endpoint or self.endpoint, provider.verify
+            self._region = provider.region or ("us-east-1" if provider.endpoint else None)
 
     @property
     def region(self) -> str:
@@ -102,13 +114,13 @@ class Client:
                 if reply.status < 300:
                     return reply
                 error = ServiceError(reply)
-                if error.code in _EXPIRED and not renewed and self._credentials.forget():
+                if error.code in _STALE and not renewed and self._credentials.forget():
                     renewed = True
                     continue
                 if not error.transient or attempt == ATTEMPTS:
                     raise error
             self._pause(_jittered(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))))
-        raise Unreachable(f"{base_url}: the credentials have expired")
+        raise Unreachable(f"{base_url}: the credentials are refused")
 
     def _once(
         self,
@@ -119,7 +131,7 @@ class Client:
     ) -> Reply:
         origin = self._origins.get(base_url)
         if origin is None:
-            origin = self._origins.setdefault(base_url, Origin(base_url))
+            origin = self._origins.setdefault(base_url, Origin(base_url, verify=self._verify))
         path = origin.base_path + request.path
         query = sigv4.encode_query(request.query)
         unsigned = sigv4.Unsigned(
@@ -146,7 +158,8 @@ def configured_endpoint(service: str, environ: Mapping[str, str]) -> str | None:
 
     Raises ConfigFault where it is no address.
     """
-    for name in (f"AWS_ENDPOINT_URL_{service.upper()}", "AWS_ENDPOINT_URL"):
+    own = _ENDPOINT_NAMES.get(service, service.upper())
+    for name in (f"AWS_ENDPOINT_URL_{own}", "AWS_ENDPOINT_URL"):
         if url := environ.get(name):
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:

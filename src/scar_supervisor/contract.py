@@ -122,6 +122,20 @@ class ImageDefaults:
 
 
 @dataclass(frozen=True)
+class StorageProvider:
+    """A storage that is not the account's own S3: where it is, and whose credentials open it."""
+
+    secret: str
+    """Name in Secrets Manager; its value is a JSON object with the keys of the FDL."""
+    endpoint: str = ""
+    """Address of the server; empty: AWS's own."""
+    region: str = ""
+    """Empty: the function's, or us-east-1 where `endpoint` is given."""
+    verify: bool = True
+    """Whether the server's certificate is checked."""
+
+
+@dataclass(frozen=True)
 class FunctionConfig:
     """All that the supervisor needs to know about one function."""
 
@@ -151,6 +165,8 @@ class FunctionConfig:
     is_multi_node: bool = False
     """Whether its jobs have several nodes: they need a secret of their own."""
     image: ImageDefaults = field(default_factory=ImageDefaults)
+    providers: Mapping[str, StorageProvider] = field(default_factory=dict)
+    """By the names that inputs and outputs have for them, such as `minio.mine`."""
 
     def dump(self) -> str:
         """The config as JSON text, the same text for the same config."""
@@ -172,6 +188,7 @@ def load_config(text: str) -> FunctionConfig:
         data["image"] = ImageDefaults(
             tuple(image["entrypoint"]), tuple(image["command"]), image["environment"]
         )
+        data["providers"] = {n: StorageProvider(**its) for n, its in data["providers"].items()}
         return FunctionConfig(**data)
     except (KeyError, TypeError, AttributeError) as exc:
         raise ValueError(f"not a function config: {exc!r}") from exc

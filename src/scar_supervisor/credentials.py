@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from scar_supervisor.faults import ConfigFault
@@ -30,6 +30,16 @@ class Lease:
 
     keys: Keys
     expires: float | None = None
+
+
+class KeySource(Protocol):
+    """Whose requests they are."""
+
+    def keys(self) -> Keys:
+        """Keys to sign a request with."""
+
+    def forget(self) -> bool:
+        """The service refused them: fetch anew next time; False when that cannot help."""
 
 
 class Credentials:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote_plus
 
+from scar_supervisor.contract import FunctionConfig, ObjectPath
 from scar_supervisor.faults import EventFault
 
 API_BODY_NAME = "api_event_file"
@@ -180,3 +181,47 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def placed(event: Event, config: FunctionConfig) -> Event:
+    """The event, its objects with the storage providers that the function's inputs name.
+
+    An event says `minio`, an input which one. What MinIO sends to the function's HTTP endpoint is
+    an event too where the function has an input there. Raises EventFault for an object of MinIO
+    that is under no input: the credentials must not open all to whoever can send an event.
+    """
+    if event.body is not None and any(_kind(path) == "minio" for path in config.inputs):
+        event = replace(event, **_of_webhook(event.body))
+    return replace(event, objects=tuple(_at_home(item, config.inputs) for item in event.objects))
+
+
+def _of_webhook(body: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    objects = _objects(data) if isinstance(data, dict) else ()
+    # Anybody may call the endpoint: what it says of other storages is data.
+    if not objects or any(item.provider != "minio" for item in objects):
+        return {}
+    return {"objects": objects, "body": None}
+
+
+def _at_home(item: InputObject, inputs: Sequence[ObjectPath]) -> InputObject:
+    holding = [
+        path.provider
+        for path in inputs
+        if _kind(path) == item.provider and path.bucket == item.bucket
+        if not path.prefix or item.key.startswith(f"{path.prefix}/")
+    ]
+    if holding:
+        return replace(item, provider=item.provider if item.provider in holding else holding[0])
+    if item.provider == "s3":
+        return item
+    raise EventFault(
+        f"`{item.bucket}/{item.key}` of the event is in MinIO, and under no input of the function"
+    )
+
+
+def _kind(path: ObjectPath) -> str:
+    return path.provider.partition(".")[0]

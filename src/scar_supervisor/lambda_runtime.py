@@ -134,12 +134,13 @@ class Runtime:
 
     def __init__(self, function: Function, environ: Mapping[str, str], log: Log) -> None:
         self._config, self._environ, self._log = function.config, environ, log
-        self._storages = Storages(environ)
+        self._storages = Storages(environ, function.config.providers)
         self._supervisor = Supervisor(function, environ, self._storages, log)
 
     def answer(self, invocation: Invocation) -> dict[str, object]:
         """What Invoke's caller gets. Raises a Fault where the event fails."""
-        event = work_of(events.parse(invocation.raw), self._log)
+        parsed = events.placed(events.parse(invocation.raw), self._config)
+        event = work_of(parsed, self._log)
         if event is None:
             return self._answered(invocation, b"")
         if self._config.execution_mode == "batch":

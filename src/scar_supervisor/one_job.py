@@ -34,8 +34,9 @@ def work(environ: Mapping[str, str], log: Log, part: Part) -> int:
     try:
         function = load_function(environ)
         log = Log(function.config.log_level)
-        storages = Storages(environ)
-        event = work_of(events.parse(_event(environ, storages, log)), log)
+        storages = Storages(environ, function.config.providers)
+        parsed = events.placed(events.parse(_event(environ, storages, log)), function.config)
+        event = work_of(parsed, log)
         if event is None:
             return 0
         if part.scratch_name and len(event.objects) > 1:

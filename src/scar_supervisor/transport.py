@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -68,13 +69,13 @@ class Reply:
 class Origin:
     """A server to ask, and idle connections to it. Safe to use from several threads."""
 
-    def __init__(self, url: str, timeout_s: float | None = 30.0) -> None:
+    def __init__(self, url: str, timeout_s: float | None = 30.0, verify: bool = True) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"`{url}` is not an http or https address")
         self._secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port
-        self._timeout_s = timeout_s
+        self._timeout_s, self._verify = timeout_s, verify
         self._idle: list[http.client.HTTPConnection] = []
         self.netloc = parts.netloc
         self.base_path = parts.path.rstrip("/")
@@ -134,7 +135,9 @@ class Origin:
     def _connection(self) -> http.client.HTTPConnection:
         if not self._secure:
             return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
-        return _SecureConnection(self._host, self._port or 443, timeout=self._timeout_s)
+        connection = _SecureConnection(self._host, self._port or 443, timeout=self._timeout_s)
+        connection.verify = self._verify
+        return connection
 
 
 def _ask(
@@ -180,24 +183,23 @@ class _SecureConnection(http.client.HTTPConnection):
     """What http.client.HTTPSConnection is, without importing ssl before it is needed."""
 
     default_port = 443
+    verify = True
 
     def connect(self) -> None:
-        """Connect, and check the server's certificate and name."""
+        """Connect, and check the server's certificate and name unless told otherwise."""
         super().connect()
-        self.sock = _tls().wrap_socket(self.sock, server_hostname=self.host)
+        self.sock = _tls(self.verify).wrap_socket(self.sock, server_hostname=self.host)
 
 
-_context: ssl.SSLContext | None = None
+@cache
+def _tls(verify: bool) -> ssl.SSLContext:
+    import ssl
 
-
-def _tls() -> ssl.SSLContext:
-    global _context
-    if _context is None:
-        import ssl
-
-        bundle = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
-        ours = os.path.join(sys.prefix, "lib", "cacert.pem")
-        if not bundle and os.path.exists(ours):
-            bundle = ours
-        _context = ssl.create_default_context(cafile=bundle)
-    return _context
+    bundle = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
+    ours = os.path.join(sys.prefix, "lib", "cacert.pem")
+    if not bundle and os.path.exists(ours):
+        bundle = ours
+    context = ssl.create_default_context(cafile=bundle)
+    if not verify:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context

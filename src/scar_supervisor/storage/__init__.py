@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
-from scar_supervisor.contract import FunctionConfig
+from scar_supervisor.contract import FunctionConfig, StorageProvider
 from scar_supervisor.faults import ConfigFault
 
-PROVIDERS = ("s3",)
-"""Storage providers that this supervisor knows."""
+KINDS = ("s3", "minio")
+"""Kinds of storage providers that this supervisor knows."""
 
 
 class Storage(Protocol):
@@ -37,26 +38,35 @@ class Guard(Protocol):
 
 def check_providers(config: FunctionConfig) -> None:
     """Raise ConfigFault where an input or output is with a provider that we do not know."""
-    for kind, paths in (("input", config.inputs), ("output", config.outputs)):
+    for side, paths in (("input", config.inputs), ("output", config.outputs)):
         for path in paths:
-            if path.provider not in PROVIDERS:
+            if path.provider.partition(".")[0] not in KINDS:
                 raise ConfigFault(
-                    f"{kind} `{path.bucket}`: storage provider `{path.provider}` is not supported "
-                    f"yet; use one of {', '.join(PROVIDERS)}"
+                    f"{side} `{path.bucket}`: storage provider `{path.provider}` is not supported "
+                    f"yet; use one of the kinds {', '.join(KINDS)}"
+                )
+            if path.provider != "s3" and path.provider not in config.providers:
+                raise ConfigFault(
+                    f"{side} `{path.bucket}`: storage provider `{path.provider}` is not in the "
+                    "config; deploy the function again"
                 )
 
 
 class Storages:
     """The storage providers, each opened when it is first needed and kept for the next event."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], providers: Mapping[str, StorageProvider] | None = None
+    ) -> None:
         self._openers: dict[str, Callable[[], Storage]] = {"s3": lambda: _open_s3(environ)}
+        for name, its in (providers or {}).items():
+            self._openers[name] = partial(_open, name, its, environ)
         self._open: dict[str, Storage] = {}
 
     def __getitem__(self, provider: str) -> Storage:
         """The provider of that name. Raises ConfigFault where there is none."""
         if provider not in self._openers:
-            raise ConfigFault(f"storage provider `{provider}` is not supported yet")
+            raise ConfigFault(f"storage provider `{provider}` is not in the function's config")
         if provider not in self._open:
             self._open[provider] = self._openers[provider]()
         return self._open[provider]
@@ -67,3 +77,12 @@ def _open_s3(environ: Mapping[str, str]) -> Storage:
     from scar_supervisor.storage.s3 import open_s3
 
     return open_s3(environ)
+
+
+def _open(name: str, provider: StorageProvider, environ: Mapping[str, str]) -> Storage:
+    from scar_supervisor.storage.secret import ProviderSecret
+
+    secret = ProviderSecret(name, provider.secret, environ)
+    from scar_supervisor.storage.s3 import open_provider
+
+    return open_provider(name, provider, secret, environ)

@@ -18,7 +18,8 @@ from scar_supervisor.aws import (
     regional_host,
     xml_value,
 )
-from scar_supervisor.credentials import Credentials
+from scar_supervisor.contract import StorageProvider
+from scar_supervisor.credentials import Credentials, KeySource
 from scar_supervisor.faults import Fault, StagingFailed
 from scar_supervisor.parallel import for_each
 from scar_supervisor.storage import Guard
@@ -35,11 +36,18 @@ def open_s3(environ: Mapping[str, str]) -> S3:
     return S3(Client("s3", environ, Credentials(environ)))
 
 
-class S3:
-    """The storage provider `s3`."""
+def open_provider(
+    name: str, provider: StorageProvider, credentials: KeySource, environ: Mapping[str, str]
+) -> S3:
+    """A storage provider that speaks S3: another account, or a MinIO server."""
+    return S3(Client("s3", environ, credentials, provider=provider), name)
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+
+class S3:
+    """A storage provider that speaks S3; `name` is for messages."""
+
+    def __init__(self, client: Client, name: str = "s3") -> None:
+        self._client, self._name = client, name
         self._regions: dict[str, str] = {}
 
     def fetch(self, bucket: str, key: str, path: str, guard: Guard, size: int | None = None) -> int:
@@ -47,7 +55,7 @@ class S3:
 
         Raises StagingFailed where it cannot be read, has no room, or changes while it is read.
         """
-        with _Told(bucket, key):
+        with _Told(self._name, bucket, key):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             try:
                 return _Download(self._at(bucket, key), descriptor, guard).run(size)
@@ -56,13 +64,13 @@ class S3:
 
     def read(self, bucket: str, key: str, start: int, length: int) -> bytes:
         """Some bytes of an object. Raises StagingFailed where they cannot be read."""
-        with _Told(bucket, key):
+        with _Told(self._name, bucket, key):
             headers = {"Range": f"bytes={start}-{start + length - 1}"}
             return self._at(bucket, key).ask("GET", headers=headers).body
 
     def store(self, bucket: str, key: str, path: str) -> None:
         """Copy the file `path` into an object. Raises StagingFailed where that is refused."""
-        with _Told(bucket, key):
+        with _Told(self._name, bucket, key):
             size = os.stat(path).st_size
             if size <= SINGLE_PUT_LIMIT_BYTES:
                 self._put(bucket, key, FilePart(path, 0, size))
@@ -71,7 +79,7 @@ class S3:
 
     def store_bytes(self, bucket: str, key: str, data: bytes) -> None:
         """Make an object of `data`. Raises StagingFailed where that is refused."""
-        with _Told(bucket, key):
+        with _Told(self._name, bucket, key):
             self._put(bucket, key, data)
 
     def _put(self, bucket: str, key: str, body: Body) -> None:
@@ -314,8 +322,8 @@ def _crc32(body: Body) -> str:
 class _Told:
     """Turns what S3 and the network say into StagingFailed for one object."""
 
-    def __init__(self, bucket: str, key: str) -> None:
-        self._name = f"s3://{bucket}/{key}"
+    def __init__(self, provider: str, bucket: str, key: str) -> None:
+        self._name = f"{provider}://{bucket}/{key}"
 
     def __enter__(self) -> None:
         return None
