@@ -29,7 +29,7 @@ from scar.aws.waiting import retrying
 from scar.errors import CloudError, FunctionFailed, Missing, UserError
 from scar.invoke import RunResult, event_of, payload_of, result_of
 from scar.plan.desired import object_path
-from scar.plan.resources import TAG_BUCKET, TAG_MODE, TAG_QUEUE, Bucket
+from scar.plan.resources import STATE_PREFIX, TAG_BUCKET, TAG_MODE, TAG_QUEUE, Bucket
 from scar_supervisor.contract import (
     ARRAY_VARIABLE,
     EVENT_REFERENCE_VARIABLE,
@@ -39,9 +39,6 @@ from scar_supervisor.contract import (
 
 CONCURRENCY = 32
 """Invocations at a time, unless the user says otherwise."""
-
-OWN_PREFIX = ".scar/"
-"""Keys of ours in the deployment bucket: no input."""
 
 Line = dict[str, Any]
 """One event of a manifest: `{"Records": […]}` with one object."""
@@ -138,7 +135,6 @@ def run(
     Raises NotDeployed, UserError where there is nothing to do, CloudError.
     """
     target = target_of(account, name)
-    _check_bucket(account, target)
     _check_nodes(account, target)
     if wanted.retries_failed:
         lines, common = _failed_before(account, target)
@@ -159,19 +155,8 @@ def target_of(account: Account, name: str) -> Target:
         name=name,
         mode=function.tags.get(TAG_MODE, "lambda"),
         queue=function.tags.get(TAG_QUEUE, ""),
-        bucket=function.tags.get(TAG_BUCKET) or f"scar-{account.account_id}-{account.region}",
+        bucket=function.tags.get(TAG_BUCKET) or account.facts().default_bucket,
     )
-
-
-def _check_bucket(account: Account, target: Target) -> None:
-    """A manifest must not be taken for an input."""
-    trigger = BucketTriggers(account).read(f"{target.bucket}/{target.name}")
-    if trigger and any(OWN_PREFIX.startswith(prefix) for prefix, _ in trigger.paths):
-        raise UserError(
-            f"every object of the deployment bucket `{target.bucket}` triggers function "
-            f"`{target.name}`, a manifest too",
-            "give it an input with a prefix, or another `lambda.deployment.bucket`",
-        )
 
 
 def _check_nodes(account: Account, target: Target) -> None:
@@ -200,7 +185,7 @@ def _lines(account: Account, target: Target, path: str | None) -> Iterator[Line]
     for bucket, prefix, suffix in _places(account, target, path):
         for its in _objects(account, bucket, prefix):
             is_marker = its.key.endswith("/") and not its.size_bytes
-            if is_marker or its.key.startswith(OWN_PREFIX) or not its.key.endswith(suffix):
+            if is_marker or its.key.startswith(STATE_PREFIX) or not its.key.endswith(suffix):
                 continue
             count += 1
             yield _event(account.region, bucket, its)
@@ -293,7 +278,7 @@ def _shared(account: Account, target: Target, common: Mapping[str, str]) -> dict
     if len(data) <= INLINE_EVENT_LIMIT_BYTES:
         return {EVENT_VARIABLE: data.decode()}
     digest = hashlib.sha256(data).hexdigest()
-    key = f"{OWN_PREFIX}events/{digest}"
+    key = f"{STATE_PREFIX}events/{digest}"
     _put(account, target.bucket, key, data)
     return {EVENT_REFERENCE_VARIABLE: f"s3://{target.bucket}/{key}#sha256={digest}"}
 
@@ -407,7 +392,7 @@ def _store(account: Account, target: Target, lines: Sequence[Line]) -> list[_Par
     for start in range(0, len(lines), batch.ARRAY_LIMIT):
         chunk = lines[start : start + batch.ARRAY_LIMIT]
         data, width = manifest(chunk)
-        key = f"{OWN_PREFIX}arrays/{hashlib.sha256(data).hexdigest()}.jsonl"
+        key = f"{STATE_PREFIX}arrays/{hashlib.sha256(data).hexdigest()}.jsonl"
         _put(account, target.bucket, key, data)
         parts.append(_Part(key, width, len(chunk)))
     return parts
@@ -480,7 +465,7 @@ def _last_run(account: Account, target: Target) -> _Record:
 
 
 def _record_key(target: Target) -> str:
-    return f"{OWN_PREFIX}runs/{target.name}.json"
+    return f"{STATE_PREFIX}runs/{target.name}.json"
 
 
 def _put(account: Account, bucket: str, key: str, data: bytes) -> None:

@@ -161,7 +161,7 @@ class FunctionConfig:
     job_definition: str = ""
     """Name (no revision: the latest active one) for delegated events; empty in mode `lambda`."""
     deployment_bucket: str = ""
-    """Bucket for events too large for a job's overrides; empty in mode `lambda`."""
+    """Bucket for events too large to travel, and for what is kept of the work."""
     is_multi_node: bool = False
     """Whether its jobs have several nodes: they need a secret of their own."""
     image: ImageDefaults = field(default_factory=ImageDefaults)

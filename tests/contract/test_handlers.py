@@ -15,12 +15,14 @@ from scar.images.push import push
 from scar.plan.diff import to_reach, to_remove
 from scar.plan.resources import (
     Bucket,
+    BucketSetup,
     BucketTrigger,
     ComputeEnvironment,
     Function,
     Image,
     JobDefinition,
     JobQueue,
+    LifecycleRule,
     LogGroup,
     Permission,
     Repository,
@@ -101,6 +103,11 @@ def cases(account, n, images):
     return {
         "log group": (group, dataclasses.replace(group, retention_days=7, tags=others), []),
         "bucket": (bucket, None, []),
+        "bucket setup": (
+            BucketSetup(bucket.name),
+            BucketSetup(bucket.name, {"scar-state-events": LifecycleRule(".scar/events/", 30)}),
+            [bucket],
+        ),
         "repository": (Repository(f"repo-{n}"), None, []),
         "image": (images[1], None, [images[0]]),
         "function": (
@@ -146,8 +153,8 @@ def run(resources, keepers):
 
 
 KINDS = [
-    *("log group", "bucket", "repository", "image", "function", "permission", "trigger"),
-    *("compute environment", "job queue", "job definition", "REST API"),
+    *("log group", "bucket", "bucket setup", "repository", "image", "function", "permission"),
+    *("trigger", "compute environment", "job queue", "job definition", "REST API"),
 ]
 
 
@@ -192,6 +199,74 @@ def test_creating_again_what_everybody_shares_is_as_good(account, cloud):
     for resource in (Bucket(f"bucket-{n}"), Repository(f"repo-{n}")):
         keepers[resource.kind].create(resource)
         keepers[resource.kind].create(resource)
+
+
+THEIRS = {
+    "ID": "logs",
+    "Status": "Enabled",
+    "Filter": {"Prefix": "logs/"},
+    "Expiration": {"Days": 1},
+}
+
+
+def put_lifecycle(account, bucket, *rules):
+    account.client("s3").put_bucket_lifecycle_configuration(
+        Bucket=bucket, LifecycleConfiguration={"Rules": list(rules)}
+    )
+
+
+def lifecycle(account, bucket):
+    return account.client("s3").get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+
+
+def test_a_bucket_keeps_the_lifecycle_rules_of_others(account, cloud):
+    n, _, keepers = cloud
+    setup = BucketSetup(f"bucket-{n}")
+    run([Bucket(setup.name)], keepers)
+    put_lifecycle(account, setup.name, THEIRS)
+    assert keepers["bucket setup"].read(setup.name) is None
+    run([setup], keepers)
+    assert [one["ID"] for one in lifecycle(account, setup.name)] == ["logs", *setup.rules]
+    keepers["bucket setup"].delete(setup)
+    assert lifecycle(account, setup.name) == [THEIRS]
+
+
+def test_a_rule_of_ours_that_somebody_changed_is_mended_and_told(account, cloud):
+    n, _, keepers = cloud
+    setup = BucketSetup(f"bucket-{n}")
+    run([Bucket(setup.name), setup], keepers)
+    rules = lifecycle(account, setup.name)
+    rules[0]["Status"] = "Disabled"
+    rules[1]["Expiration"]["Days"] = 1
+    put_lifecycle(account, setup.name, *rules)
+    [step] = to_reach([setup], observe([id_of(setup)], keepers)).steps
+    assert step.why == (
+        "rules.scar-state-arrays (none) -> expire .scar/arrays/ after 90 days, "
+        "rules.scar-state-bursts expire .scar/bursts/ after 1 days "
+        "-> expire .scar/bursts/ after 90 days"
+    )
+    run([setup], keepers)
+    assert keepers["bucket setup"].read(setup.name) == setup
+
+
+def test_the_default_bucket_alone_is_kept_from_the_public(account, cloud):
+    n, _, keepers = cloud
+    s3 = account.client("s3")
+    for name in (account.facts().default_bucket, f"bucket-{n}"):
+        setup = BucketSetup(name)
+        run([Bucket(name), setup], keepers)
+        encryption = s3.get_bucket_encryption(Bucket=name)["ServerSideEncryptionConfiguration"]
+        [rule] = encryption["Rules"]
+        assert rule["ApplyServerSideEncryptionByDefault"] == {"SSEAlgorithm": "AES256"}
+        s3.delete_public_access_block(Bucket=name)
+    assert keepers["bucket setup"].read(name) == setup  # the user's: the user's matter
+    default = BucketSetup(account.facts().default_bucket)
+    [step] = to_reach([default], observe([id_of(default)], keepers)).steps
+    assert step.why == "is_private False -> True"
+    run([default], keepers)
+    assert keepers["bucket setup"].read(default.name) == default
+    blocked = s3.get_public_access_block(Bucket=default.name)["PublicAccessBlockConfiguration"]
+    assert list(blocked.values()) == [True] * 4
 
 
 def test_a_bucket_keeps_the_notifications_of_others(account, cloud):

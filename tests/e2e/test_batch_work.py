@@ -308,11 +308,8 @@ def test_a_manifest_is_never_taken_for_an_input(
     cloud: Cloud, function: Callable[..., Path]
 ) -> None:
     whole = {"input": [s3_path("both-in-one")], "deployment": {"bucket": "both-in-one"}}
-    cloud.ok("init", "-f", function(a_function("loop", **whole)))
-    fill(cloud, "1")
 
-    refused = cloud.run("run", "-n", "loop", "-ib", "source/in")
+    refused = cloud.run("init", "-f", function(a_function("loop", **whole)))
 
     assert refused.code == 2
-    assert "a manifest too" in refused.err
-    assert cloud.keys("both-in-one") == []
+    assert "the input takes in `.scar/` of bucket `both-in-one`" in refused.err

@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "scar-plants"
 DEFINITION_LIMIT_BYTES = 24 * 1024
 OVERRIDES_LIMIT_CHARACTERS = 8192
 MAKE_PUBLIC = {
-    *("PutBucketAcl", "PutBucketPolicy", "PutObjectAcl", "PutPublicAccessBlock"),
+    *("PutBucketAcl", "PutBucketPolicy", "PutObjectAcl"),
     *("DeletePublicAccessBlock", "SetRepositoryPolicy", "CreateFunctionUrlConfig"),
 }
 COLUMNS = "leaf,length_mm,width_mm,stalk_mm,widest_at,teeth"

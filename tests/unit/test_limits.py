@@ -79,3 +79,30 @@ def test_a_region_has_fifty_compute_environments_which_functions_share():
     assert many(50) == []
     [fault] = many(51)
     assert fault.startswith("functions.aws[50].batch.compute_resources: the file asks for more")
+
+
+def test_what_scar_keeps_is_no_input():
+    def kept(path: str, bucket: str | None = None, **filters: Any) -> list[str]:
+        deployment = {"bucket": bucket} if bucket else {}
+        keeper = function("keeper", deployment=deployment)
+        return found(keeper, function("b", input=[{"path": path, **filters}]))
+
+    default = "scar-123456789012-eu-west-1"
+    for path in ("mine", "mine/.scar", "mine/.scar/done/keeper", "mine/aws", "mine/aws/lambda"):
+        [fault] = kept(path, "mine")
+        assert fault.startswith("functions.aws[1].lambda.input[0].path: the input takes in `")
+        assert "keeps what belongs to function `keeper`" in fault
+    for found_in in (
+        kept("mine", "mine", prefix=["aws"]),
+        kept("mine", "mine", suffix=[".jsonl"]),
+        kept(default),
+    ):
+        assert len(found_in) == 1
+    for free in (
+        kept("mine"),
+        kept(f"{default}/in"),
+        kept("mine/in", "mine"),
+        kept("mine", "mine", prefix=["in"]),
+        kept("mine/.scars", "mine"),
+    ):
+        assert free == []

@@ -8,6 +8,7 @@ from scar.plan.diff import Plan, Step, Verb, to_reach, to_remove, waits_for
 from scar.plan.limits import check
 from scar.plan.resources import (
     Bucket,
+    BucketSetup,
     BucketTrigger,
     ComputeEnvironment,
     Function,
@@ -63,7 +64,10 @@ OUTPUT = [{**S3, "path": "video/frames/"}]
 
 def test_a_lambda_function_needs_no_batch_resources():
     kinds = [type(r) for r in resources(a_function(input=INPUT, output=OUTPUT))]
-    assert kinds == [LogGroup, Repository, Image, Function, Bucket, Permission, BucketTrigger]
+    assert kinds == [
+        *(LogGroup, Bucket, BucketSetup, Repository, Image, Function),
+        *(Bucket, Permission, BucketTrigger),
+    ]
 
 
 def test_a_batch_function_has_queue_definition_bucket_and_a_log_of_its_own():
@@ -127,12 +131,31 @@ def test_several_inputs_in_one_bucket_are_one_trigger_with_several_paths():
     assert trigger.paths == (("a/", ""), ("b/", ".avi"), ("b/", ".mp4"))
 
 
-def test_the_config_names_queue_definition_and_bucket_only_where_there_is_batch():
+def test_state_is_kept_in_one_bucket_in_every_mode_and_expires_by_rules_of_its_own():
+    found = resources(
+        a_function("a"),
+        a_function("b", output=[{**S3, "path": "mine"}]),
+        a_function("c", deployment={"bucket": "mine"}),
+    )
+    buckets = [r.name for r in found if isinstance(r, Bucket)]
+    setups = [r for r in found if isinstance(r, BucketSetup)]
+    assert buckets == [one.name for one in setups] == ["scar-123456789012-eu-west-1", "mine"]
+    assert {str(rule) for rule in setups[1].rules.values()} == {
+        *(
+            f"expire .scar/{kind}/ after 90 days"
+            for kind in ("arrays", "bursts", "claims", "done", "events")
+        ),
+        "abort uploads to .scar/ after 7 days",
+    }
+
+
+def test_the_config_names_queue_and_definition_only_where_there_is_batch():
     def config(mode):
         (function,) = a_deployment(a_function(mode=mode, output=OUTPUT)).functions.aws
         return function_config(function, AWS, ImageDefaults())
 
-    assert config("lambda").job_queue == config("lambda").deployment_bucket == ""
+    assert config("lambda").job_queue == config("lambda").job_definition == ""
+    assert config("lambda").deployment_bucket == "scar-123456789012-eu-west-1"
     assert config("batch").job_definition == "split"
     assert config("batch").job_queue.startswith("scar-")
     assert (config("batch").outputs[0].bucket, config("batch").outputs[0].prefix) == (

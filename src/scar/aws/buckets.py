@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote_plus, unquote_plus
 
@@ -10,18 +10,30 @@ from scar.aws.account import Account
 from scar.aws.errors import is_absent, speaking_to
 from scar.aws.waiting import retrying
 from scar.errors import CloudError
-from scar.plan.resources import Bucket, BucketTrigger
+from scar.plan.resources import Bucket, BucketSetup, BucketTrigger, LifecycleRule
 
 if TYPE_CHECKING:
-    from types_boto3_s3.type_defs import LambdaFunctionConfigurationTypeDef
+    from types_boto3_s3.type_defs import (
+        LambdaFunctionConfigurationTypeDef,
+        LifecycleRuleTypeDef,
+        PublicAccessBlockConfigurationTypeDef,
+    )
 
 _CREATED: Literal["s3:ObjectCreated:*"] = "s3:ObjectCreated:*"
+_OUR_RULES = "scar-state-"
+_BLOCKED: PublicAccessBlockConfigurationTypeDef = {
+    "BlockPublicAcls": True,
+    "IgnorePublicAcls": True,
+    "BlockPublicPolicy": True,
+    "RestrictPublicBuckets": True,
+}
 
 
 class Buckets:
     """Handler of `Bucket`."""
 
     def __init__(self, account: Account) -> None:
+        self._account = account
         self._client, self._region = account.client("s3"), account.region
 
     def read(self, name: str) -> Bucket | None:
@@ -41,7 +53,11 @@ class Buckets:
         return Bucket(name)
 
     def create(self, wanted: Bucket) -> None:
-        """Create the bucket in the account's region; ours already is as good."""
+        """Create the bucket in the account's region; ours already is as good.
+
+        Its objects are encrypted and private: S3 does so for every new bucket (since April 2023);
+        of the default deployment bucket it is said once more, here and by `BucketSetups`.
+        """
         where: Any = {}
         if self._region != "us-east-1":
             where = {"CreateBucketConfiguration": {"LocationConstraint": self._region}}
@@ -51,6 +67,9 @@ class Buckets:
         except CloudError as exc:
             if exc.code != "BucketAlreadyOwnedByYou":
                 raise
+            return
+        if wanted.name == self._account.facts().default_bucket:
+            retrying(lambda: self._encrypt(wanted.name), _is_being_changed, 30)
 
     def update(self, wanted: Bucket, found: Bucket) -> None:
         """Nothing: a bucket is its name."""
@@ -59,6 +78,105 @@ class Buckets:
         """Delete the bucket, which must be empty. No plan of ours does."""
         with speaking_to("s3"):
             self._client.delete_bucket(Bucket=found.name)
+
+    def _encrypt(self, name: str) -> None:
+        default: Any = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+        with speaking_to("s3"):
+            self._client.put_bucket_encryption(
+                Bucket=name, ServerSideEncryptionConfiguration={"Rules": [default]}
+            )
+
+
+class BucketSetups:
+    """Handler of `BucketSetup`.
+
+    A bucket has one document for all its lifecycle rules: ours, known by id, are read, changed and
+    written back among everybody else's. Block Public Access is put on the default bucket alone.
+    """
+
+    def __init__(self, account: Account) -> None:
+        self._account, self._client = account, account.client("s3")
+
+    def read(self, name: str) -> BucketSetup | None:
+        """What is there of our settings; None where there is nothing, or no bucket."""
+        try:
+            document = self._lifecycle(name)
+            is_private = not self._is_default(name) or self._blocks_public_access(name)
+        except CloudError as exc:
+            if is_absent(exc):
+                return None
+            raise
+        ours = {
+            entry["ID"]: rule
+            for entry in document["Rules"]
+            if _is_our_rule(entry) and (rule := _rule(entry))
+        }
+        return BucketSetup(name, ours, is_private) if ours else None
+
+    def create(self, wanted: BucketSetup) -> None:
+        """Add our settings."""
+
+        def write() -> None:
+            if self._is_default(wanted.name):
+                with speaking_to("s3"):
+                    self._client.put_public_access_block(
+                        Bucket=wanted.name, PublicAccessBlockConfiguration=_BLOCKED
+                    )
+            self._write(wanted.name, wanted.rules)
+
+        retrying(write, _is_being_changed, 30)
+
+    def update(self, wanted: BucketSetup, found: BucketSetup) -> None:
+        """Replace our settings."""
+        self.create(wanted)
+
+    def delete(self, found: BucketSetup) -> None:
+        """Remove our lifecycle rules. No plan of ours does: functions share the bucket."""
+        try:
+            self._write(found.name, {})
+        except CloudError as exc:
+            if not is_absent(exc):
+                raise
+
+    def _is_default(self, name: str) -> bool:
+        return name == self._account.facts().default_bucket
+
+    def _lifecycle(self, name: str) -> dict[str, Any]:
+        """Parameters to write the document back with."""
+        try:
+            with speaking_to("s3"):
+                answer = self._client.get_bucket_lifecycle_configuration(Bucket=name)
+        except CloudError as exc:
+            if exc.code == "NoSuchLifecycleConfiguration":
+                return {"Rules": []}
+            raise
+        document: dict[str, Any] = dict(answer)
+        document.pop("ResponseMetadata")
+        return {"Rules": [], **document}
+
+    def _blocks_public_access(self, name: str) -> bool:
+        try:
+            with speaking_to("s3"):
+                answer = self._client.get_public_access_block(Bucket=name)
+        except CloudError as exc:
+            if exc.code == "NoSuchPublicAccessBlockConfiguration":
+                return False
+            raise
+        return dict(answer["PublicAccessBlockConfiguration"]) == _BLOCKED
+
+    def _write(self, name: str, rules: Mapping[str, LifecycleRule]) -> None:
+        # S3 has no condition for this write: two at once, and the first one's rules are lost.
+        with self._account.exclusive(f"lifecycle of {name}"):
+            document = self._lifecycle(name)
+            others = [entry for entry in document.pop("Rules") if not _is_our_rule(entry)]
+            every = [*others, *(_rule_entry(key, rule) for key, rule in rules.items())]
+            with speaking_to("s3"):
+                if every:
+                    self._client.put_bucket_lifecycle_configuration(
+                        Bucket=name, LifecycleConfiguration={"Rules": every}, **document
+                    )
+                else:
+                    self._client.delete_bucket_lifecycle(Bucket=name)
 
 
 class BucketTriggers:
@@ -132,6 +250,39 @@ class BucketTriggers:
                 self._client.put_bucket_notification_configuration(
                     Bucket=bucket, NotificationConfiguration=changed
                 )
+
+
+def _is_being_changed(error: CloudError) -> bool:
+    """S3 takes one change of a bucket at a time, its creation included."""
+    return error.code == "OperationAborted"
+
+
+def _is_our_rule(entry: Mapping[str, Any]) -> bool:
+    return str(entry.get("ID", "")).startswith(_OUR_RULES)
+
+
+def _rule_entry(key: str, rule: LifecycleRule) -> LifecycleRuleTypeDef:
+    entry: LifecycleRuleTypeDef = {
+        "ID": key,
+        "Status": "Enabled",
+        "Filter": {"Prefix": rule.prefix},
+    }
+    if rule.expires_days is not None:
+        entry["Expiration"] = {"Days": rule.expires_days}
+    if rule.aborts_uploads_days is not None:
+        entry["AbortIncompleteMultipartUpload"] = {"DaysAfterInitiation": rule.aborts_uploads_days}
+    return entry
+
+
+def _rule(entry: Mapping[str, Any]) -> LifecycleRule | None:
+    """The rule as we would write it; None for one that somebody has changed to be none."""
+    if entry["Status"] != "Enabled":
+        return None
+    return LifecycleRule(
+        entry.get("Filter", {}).get("Prefix", ""),
+        entry.get("Expiration", {}).get("Days"),
+        entry.get("AbortIncompleteMultipartUpload", {}).get("DaysAfterInitiation"),
+    )
 
 
 def _entries(document: dict[str, Any]) -> list[LambdaFunctionConfigurationTypeDef]:

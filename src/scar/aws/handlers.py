@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from scar.aws.account import Account
 from scar.aws.batch import ComputeEnvironments, JobDefinitions, JobQueues
-from scar.aws.buckets import Buckets, BucketTriggers
+from scar.aws.buckets import Buckets, BucketSetups, BucketTriggers
 from scar.aws.functions import Functions, Permissions
 from scar.aws.gateway import RestApis
 from scar.aws.log_groups import LogGroups
@@ -39,6 +39,7 @@ def handlers(account: Account, pushes: Mapping[str, Push] | None = None) -> dict
     return {
         kinds.LogGroup.kind: LogGroups(account),
         kinds.Bucket.kind: Buckets(account),
+        kinds.BucketSetup.kind: BucketSetups(account),
         kinds.Repository.kind: Repositories(account),
         kinds.Image.kind: Images(account, pushes or {}),
         kinds.Function.kind: Functions(account),

@@ -231,7 +231,8 @@ class DeploymentPart(Part):
     """`lambda.deployment`."""
 
     bucket: Annotated[str, AfterValidator(_bucket)] | None = None
-    """Bucket for events and payloads too large to travel inline; created on need."""
+    """Bucket for what does not travel inline and what is kept of the work; `init` creates it. By
+    default `scar-<account>-<region>`."""
 
 
 class Vpc(Part):

@@ -23,6 +23,7 @@ from scar.plan.resources import (
     TAG_QUEUE,
     TAG_SUPERVISOR,
     Bucket,
+    BucketSetup,
     BucketTrigger,
     ComputeEnvironment,
     Function,
@@ -72,6 +73,11 @@ class AccountFacts:
         """Host of the account's ECR registry."""
         suffix = "amazonaws.com.cn" if self.region.startswith("cn-") else "amazonaws.com"
         return f"{self.id}.dkr.ecr.{self.region}.{suffix}"
+
+    @property
+    def default_bucket(self) -> str:
+        """The deployment bucket of functions whose FDL names none."""
+        return f"scar-{self.id}-{self.region}"
 
     def arn(self, service: str, resource: str, region: str | None = None) -> str:
         """The ARN of a resource in this account."""
@@ -129,15 +135,15 @@ def function_config(
         stages_in=not its.file_stage_in,
         job_queue=queue_name(function, account) if in_batch else "",
         job_definition=its.name if in_batch else "",
-        deployment_bucket=deployment_bucket(function, account) if in_batch else "",
+        deployment_bucket=deployment_bucket(function, account),
         is_multi_node=in_batch and function.batch.multi_node_parallel.enabled,
         image=image,
     )
 
 
 def deployment_bucket(function: AwsFunction, account: AccountFacts) -> str:
-    """Where events too large for a job's overrides are kept."""
-    return function.lambda_.deployment.bucket or f"scar-{account.id}-{account.region}"
+    """Where SCAR keeps what belongs to the function and is not in its image."""
+    return function.lambda_.deployment.bucket or account.default_bucket
 
 
 def queue_name(function: AwsFunction, account: AccountFacts) -> str:
@@ -199,6 +205,9 @@ def _of_function(
         TAG_FUNCTION: its.name,
     }
     yield LogGroup(lambda_log_group(its.name), retention, tags)
+    bucket = deployment_bucket(function, account)
+    yield Bucket(bucket)
+    yield BucketSetup(bucket)
     if image.is_ours:
         yield Repository(REPOSITORY)
         yield Image(image.uri.partition("/")[2])
@@ -252,7 +261,6 @@ def _batch(
         function.cloudwatch.log_retention_policy_in_days,
         {key: value for key, value in tags.items() if key != TAG_QUEUE},
     )
-    yield Bucket(deployment_bucket(function, account))
     yield ComputeEnvironment(
         name=queue,
         type=compute.type,

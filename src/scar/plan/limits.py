@@ -15,10 +15,16 @@ from itertools import combinations
 
 from scar.errors import Diagnostic
 from scar.fdl.rules import Described, DescribedRule, Fault, FunctionRule
-from scar.fdl.schema import AwsFunction, ComputeResources, Deployment
+from scar.fdl.schema import AwsFunction, ComputeResources, Deployment, ObjectPathPart
 from scar.fdl.source import Loc, dotted
 from scar.plan.desired import filters, object_path
-from scar.plan.resources import TAG_CREATED_BY, TAG_FUNCTION, TAG_OWNER
+from scar.plan.resources import (
+    DESTINATION_PREFIX,
+    STATE_PREFIX,
+    TAG_CREATED_BY,
+    TAG_FUNCTION,
+    TAG_OWNER,
+)
 
 ENVIRONMENT_LIMIT_BYTES = 4096
 """Names and values of a function's variables together (Lambda quotas)."""
@@ -36,6 +42,9 @@ COMPUTE_ENVIRONMENTS_LIMIT = 50
 """Compute environments, and queues, of an account in one region (Batch quotas)."""
 
 ECR_IMAGE = re.compile(r"\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/.+")
+
+DEFAULT_BUCKET = re.compile(r"scar-\d{12}-[a-z0-9-]+")
+"""The deployment bucket of functions that name none, in any account and region."""
 
 _OUR_TAGS = (TAG_CREATED_BY, TAG_OWNER, TAG_FUNCTION)
 
@@ -129,6 +138,27 @@ def inputs_stay_apart(described: Described) -> Iterator[Fault]:
             )
 
 
+def state_triggers_nothing(described: Described) -> Iterator[Fault]:
+    """What SCAR and Lambda keep in a deployment bucket is no input: it would run in a circle."""
+    functions = described.functions
+    named = {one.lambda_.deployment.bucket: one.lambda_.name for one in functions.values()}
+    for n, function in functions.items():
+        for i, part in enumerate(function.lambda_.input):
+            bucket, _ = object_path(part.path)
+            keeper = named.get(bucket)
+            if keeper is None and DEFAULT_BUCKET.fullmatch(bucket):
+                keeper = named.get(None)
+            kept = [p for p in (STATE_PREFIX, DESTINATION_PREFIX) if _lets_in(part, p)]
+            if part.storage_provider == "s3" and keeper is not None and kept:
+                yield Fault(
+                    ("functions", "aws", n, "lambda", "input", i, "path"),
+                    f"the input takes in `{kept[0]}` of bucket `{bucket}`, where SCAR keeps what "
+                    f"belongs to function `{keeper}`: the function would run in a circle",
+                    f"give it a path, such as `{bucket}/input`, or another "
+                    f"`lambda.deployment.bucket` to `{keeper}`",
+                )
+
+
 def compute_environments_fit(described: Described) -> Iterator[Fault]:
     """Functions that ask for the same hardware share a compute environment and its queue."""
     seen: set[tuple[ComputeResources, int, str]] = set()
@@ -148,7 +178,16 @@ def compute_environments_fit(described: Described) -> Iterator[Fault]:
 
 
 FUNCTION_RULES: tuple[FunctionRule, ...] = (variables_fit, tags_fit, prepared_image_is_usable)
-DESCRIBED_RULES: tuple[DescribedRule, ...] = (inputs_stay_apart, compute_environments_fit)
+DESCRIBED_RULES: tuple[DescribedRule, ...] = (
+    inputs_stay_apart,
+    state_triggers_nothing,
+    compute_environments_fit,
+)
+
+
+def _lets_in(part: ObjectPathPart, below: str) -> bool:
+    """Whether a key below a prefix can trigger an input; suffixes of such keys are nobody's say."""
+    return any(below.startswith(prefix) or prefix.startswith(below) for prefix, _ in filters(part))
 
 
 def _meet(one: tuple[str, str], other: tuple[str, str]) -> bool:

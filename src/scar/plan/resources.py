@@ -61,6 +61,55 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class LifecycleRule:
+    """What S3 removes by itself below `prefix`, after a number of days."""
+
+    prefix: str
+    expires_days: int | None = None
+    """Objects of this age."""
+    aborts_uploads_days: int | None = None
+    """Parts of multipart uploads that were begun so long ago and not completed."""
+
+    def __str__(self) -> str:
+        if self.expires_days is not None:
+            return f"expire {self.prefix} after {self.expires_days} days"
+        return f"abort uploads to {self.prefix} after {self.aborts_uploads_days} days"
+
+
+STATE_PREFIX = ".scar/"
+"""Where everything that SCAR keeps in a deployment bucket is."""
+
+DESTINATION_PREFIX = "aws/lambda/async/"
+"""Where Lambda keeps the events that failed for good; it takes no other.
+
+https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html
+"""
+
+STATE_RULES: Mapping[str, LifecycleRule] = {
+    **{
+        f"scar-state-{kind}": LifecycleRule(f"{STATE_PREFIX}{kind}/", expires_days=90)
+        for kind in ("arrays", "bursts", "claims", "done", "events")
+    },
+    "scar-state-uploads": LifecycleRule(STATE_PREFIX, aborts_uploads_days=7),
+}
+"""The lifecycle rules of a deployment bucket by id. What failed, and who ran what, stays."""
+
+
+@dataclass(frozen=True)
+class BucketSetup:
+    """What a deployment bucket needs: our own lifecycle rules, among everybody else's."""
+
+    kind: ClassVar[str] = "bucket setup"
+    name: str
+    """The bucket's."""
+    rules: Mapping[str, LifecycleRule] = field(default_factory=lambda: STATE_RULES)
+    """By id."""
+    is_private: bool = True
+    """Whether Block Public Access is on as a whole. Access to a bucket that the user named is the
+    user's matter: it counts as private."""
+
+
+@dataclass(frozen=True)
 class Repository:
     """An ECR repository."""
 
@@ -233,6 +282,7 @@ class RestApi:
 Resource: TypeAlias = (
     LogGroup
     | Bucket
+    | BucketSetup
     | Repository
     | Image
     | Function
@@ -263,6 +313,8 @@ def needs(resource: Resource) -> tuple[ResourceId, ...]:
                 _image_id(resource.image_uri),
                 ResourceId(LogGroup.kind, lambda_log_group(resource.name)),
             )
+        case BucketSetup():
+            return (ResourceId(Bucket.kind, resource.name),)
         case Permission():
             return (ResourceId(Function.kind, resource.function),)
         case BucketTrigger():

@@ -1,0 +1,45 @@
+"""What is asked of S3's buckets, asked of moto: another reader of AWS's documentation than ours."""
+
+from __future__ import annotations
+
+import pytest
+from moto import mock_aws
+
+from scar.apply import observe
+from scar.aws.account import Account, Target
+from scar.aws.handlers import handlers
+from scar.plan.diff import to_reach
+from scar.plan.resources import Bucket, BucketSetup, id_of
+
+
+@pytest.fixture(params=["us-east-1", "eu-west-1"])
+def account(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with mock_aws():
+        yield Account(Target("aws", None, None, request.param))
+
+
+@pytest.mark.parametrize("is_default", [True, False])
+def test_moto_takes_the_setup_of_a_deployment_bucket(account: Account, is_default: bool) -> None:
+    name = account.facts().default_bucket if is_default else "mine"
+    wanted, keepers = (Bucket(name), BucketSetup(name)), handlers(account)
+    assert observe(map(id_of, wanted), keepers) == {}
+    theirs = {
+        "ID": "theirs",
+        "Status": "Enabled",
+        "Filter": {"Tag": {"Key": "a", "Value": "b"}},
+        "Expiration": {"Days": 1},
+    }
+    keepers["bucket"].create(wanted[0])
+    account.client("s3").put_bucket_lifecycle_configuration(
+        Bucket=name, LifecycleConfiguration={"Rules": [theirs]}
+    )
+    keepers["bucket setup"].create(wanted[1])
+
+    seen = observe(map(id_of, wanted), keepers)
+    assert to_reach(wanted, seen).steps == ()
+    assert seen[id_of(wanted[1])] == wanted[1]
+    keepers["bucket setup"].delete(wanted[1])
+    left = account.client("s3").get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
+    assert left == [theirs]
