@@ -91,7 +91,8 @@ def status(data: Path) -> Status | None:
     if details is None or not _is_same(details.get("data"), data):
         return None
     version = str(details.get("version", told.get("version", "")))
-    return Status(f"http://127.0.0.1:{port}", int(details["pid"]), version, data, details)
+    url = str(details.get("url", f"http://127.0.0.1:{port}"))
+    return Status(url, int(details["pid"]), version, data, details)
 
 
 def detailed(running: Status) -> Status:

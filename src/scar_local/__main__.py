@@ -1,4 +1,4 @@
-"""`python -m scar_local --data DIR [--port N]`: run the local cloud until it is told to stop."""
+"""`python -m scar_local --data DIR [--port N] [--url URL]`: run the local cloud until stopped."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scar_local", description=__doc__)
     parser.add_argument("--data", required=True, type=Path, help="folder that holds all state")
     parser.add_argument("--port", type=int, help="port of 127.0.0.1; default: the last one")
+    parser.add_argument("--url", help="where clients and containers reach it, if not at its port")
     arguments = parser.parse_args()
     try:
-        run(arguments.data, arguments.port)
+        run(arguments.data, arguments.port, arguments.url)
     except CannotStart as exc:
         print(f"scar_local: {exc}", file=sys.stderr)
         return exc.exit_code

@@ -55,12 +55,18 @@ class CannotStart(Exception):
         self.exit_code = exit_code
 
 
-def run(data: Path, port: int | None = None, environ: Mapping[str, str] = os.environ) -> None:
+def run(
+    data: Path,
+    port: int | None = None,
+    url: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
     """Serve `data` until SIGTERM, SIGINT or POST /_scar/stop.
 
     Without `port` and $SCAR_LOCAL_PORT it takes the port it had before when that is free, else any
-    free one. When it answers, it prints `cloud.json` as one line; stdout and stderr then go to
-    `daemon.log`. Raises CannotStart.
+    free one. `url` is what clients and containers are told where something stands in front of it.
+    When it answers, it prints `cloud.json` as one line; stdout and stderr then go to `daemon.log`.
+    Raises CannotStart.
     """
     data = data.absolute()
     _allow_open_files()
@@ -77,7 +83,7 @@ def run(data: Path, port: int | None = None, environ: Mapping[str, str] = os.env
     # Not an Event: when another thread takes the signal, one that waits for a lock sleeps on.
     asked, ask = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     stop = partial(os.write, ask, b"\0")
-    cloud = _Cloud(data, _wanted_port(port, environ), _last_port(data), stop)
+    cloud = _Cloud(data, _wanted_port(port, environ), _last_port(data), url, stop)
     signal.set_wakeup_fd(ask, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -95,10 +101,15 @@ class _Cloud:
     """All services of one data directory, and the server in front of them."""
 
     def __init__(
-        self, data: Path, port: int | None, last_port: int, stop: Callable[[], object]
+        self,
+        data: Path,
+        port: int | None,
+        last_port: int,
+        url: str | None,
+        stop: Callable[[], object],
     ) -> None:
         self._server = _bind(port, last_port, self._answer)
-        url = f"http://127.0.0.1:{self._server.server_port}"
+        url = url or f"http://127.0.0.1:{self._server.server_port}"
         self.about: dict[str, Any] = {
             "pid": os.getpid(),
             "port": self._server.server_port,
