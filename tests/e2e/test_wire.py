@@ -22,7 +22,7 @@ from botocore import xform_name
 import scar.aws
 from scar.aws.account import Target, connect
 from scar.aws.handlers import handlers
-from scar.plan.resources import Bucket, Repository
+from scar.plan.resources import STATE_RULES, Bucket, BucketSetup, Repository
 from tests.doubles import model_check, node_network
 from tests.doubles.model_check import Reading
 from tests.doubles.recorder import Recorded, Recorder
@@ -183,10 +183,12 @@ def in_state(cloud: Cloud, state: str) -> list[str]:
 def shared(url: str) -> None:
     """What no command removes: somebody else may need it."""
     account = connect(Target("local", url, None, "us-east-1"))
-    for resource in (Bucket("nobodys"), Repository("nobodys")):
-        keeper = handlers(account)[resource.kind]
-        keeper.create(resource)
-        keeper.delete(resource)
+    keepers = handlers(account)
+    every = [Bucket("nobodys"), BucketSetup("nobodys", STATE_RULES), Repository("nobodys")]
+    for resource in every:
+        keepers[resource.kind].create(resource)
+    for resource in reversed(every):
+        keepers[resource.kind].delete(resource)
 
 
 def written(folder: Path, functions: list[dict[str, Any]]) -> Path:
