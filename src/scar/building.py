@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scar import __version__, config
 from scar.aws.account import Account
 from scar.aws.repositories import Push, ecr_login, ecr_region, remote
-from scar.bundle import function_layer, runtime_layer
+from scar.bundle import function_layer, payload_sha256, runtime_layer
 from scar.errors import ImageError, UserError
 from scar.fdl.schema import AwsFunction, Container
 from scar.images import reference
@@ -90,14 +90,22 @@ class Builder:
         folder = self._work / its.name
         folder.mkdir(exist_ok=True)
         script = self._path(its.init_script)
-        made = function_config(function, self._facts, defaults(base))
+        extra = self._path(its.extra_payload)
+        made = replace(
+            function_config(function, self._facts, defaults(base)),
+            image_digest=base.digest,
+            script_sha256=payload_sha256(script) if script else "",
+            payload_sha256=payload_sha256(extra) if extra else "",
+        )
         ours = folder / "function.tar.gz"
-        layers = [function_layer(made, script, self._path(its.extra_payload), ours)]
+        layers = [function_layer(made, script, extra, ours)]
         if not is_host(base):
             layers.insert(0, runtime_layer(architecture))
         tag = content_tag(its.name, base, layers)
         uri = f"{self._facts.registry_host}/{REPOSITORY}:{tag}"
-        facts = ImageFacts(uri, architecture, is_ours=True, supervisor=__version__)
+        facts = ImageFacts(
+            uri, architecture, is_ours=True, supervisor=__version__, version=made.version
+        )
         if source is None:
             return Built(facts, tag, self._pusher(None, base, layers, named))
         program = interpreter(script) if script else ""

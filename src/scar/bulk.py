@@ -6,7 +6,6 @@ a line; what became of it is remembered beside (`.scar/runs/<function>.json`), f
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import time
@@ -29,13 +28,9 @@ from scar.aws.waiting import retrying
 from scar.errors import CloudError, FunctionFailed, Missing, UserError
 from scar.invoke import RunResult, event_of, payload_of, result_of
 from scar.plan.desired import object_path
-from scar.plan.resources import STATE_PREFIX, TAG_BUCKET, TAG_MODE, TAG_QUEUE, Bucket
-from scar_supervisor.contract import (
-    ARRAY_VARIABLE,
-    EVENT_REFERENCE_VARIABLE,
-    EVENT_VARIABLE,
-    INLINE_EVENT_LIMIT_BYTES,
-)
+from scar.plan.resources import TAG_BUCKET, TAG_MODE, TAG_QUEUE, Bucket
+from scar_supervisor.contract import ARRAY_VARIABLE, EVENT_VARIABLE, INLINE_EVENT_LIMIT_BYTES
+from scar_supervisor.records import STATE_PREFIX, manifest, manifest_key, to_send
 
 CONCURRENCY = 32
 """Invocations at a time, unless the user says otherwise."""
@@ -172,13 +167,6 @@ def _check_nodes(account: Account, target: Target) -> None:
         )
 
 
-def manifest(lines: Sequence[Line]) -> tuple[bytes, int]:
-    """Lines of one width, and the width: every child finds its own without reading the rest."""
-    rows = [json.dumps(line, separators=(",", ":")).encode() for line in lines]
-    width = max(map(len, rows)) + 1
-    return b"".join(row.ljust(width - 1) + b"\n" for row in rows), width
-
-
 def _lines(account: Account, target: Target, path: str | None) -> Iterator[Line]:
     """One event for each object below a path, or for each that would trigger the function."""
     count = 0
@@ -227,7 +215,11 @@ def _event(region: str, bucket: str, its: ObjectInfo) -> Line:
         "eventName": "ObjectCreated:Put",
         "s3": {
             "bucket": {"name": bucket},
-            "object": {"key": quote_plus(its.key, safe="/"), "size": its.size_bytes},
+            "object": {
+                "key": quote_plus(its.key, safe="/"),
+                "size": its.size_bytes,
+                "eTag": its.etag,
+            },
         },
     }
     return {"Records": [record]}
@@ -275,12 +267,10 @@ def _shared(account: Account, target: Target, common: Mapping[str, str]) -> dict
     if not common:
         return {}
     data = json.dumps(common).encode()
-    if len(data) <= INLINE_EVENT_LIMIT_BYTES:
-        return {EVENT_VARIABLE: data.decode()}
-    digest = hashlib.sha256(data).hexdigest()
-    key = f"{STATE_PREFIX}events/{digest}"
-    _put(account, target.bucket, key, data)
-    return {EVENT_REFERENCE_VARIABLE: f"s3://{target.bucket}/{key}#sha256={digest}"}
+    sent, reference = to_send(data, INLINE_EVENT_LIMIT_BYTES, target.bucket)
+    if reference is not None:
+        _put(account, target.bucket, reference.key, data)
+    return {EVENT_VARIABLE: sent.decode()}
 
 
 def _wait(
@@ -392,7 +382,7 @@ def _store(account: Account, target: Target, lines: Sequence[Line]) -> list[_Par
     for start in range(0, len(lines), batch.ARRAY_LIMIT):
         chunk = lines[start : start + batch.ARRAY_LIMIT]
         data, width = manifest(chunk)
-        key = f"{STATE_PREFIX}arrays/{hashlib.sha256(data).hexdigest()}.jsonl"
+        key = manifest_key(data)
         _put(account, target.bucket, key, data)
         parts.append(_Part(key, width, len(chunk)))
     return parts

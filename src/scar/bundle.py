@@ -80,6 +80,23 @@ def runtime_layer(architecture: str, folder: Path = RUNTIME_DIR) -> Layer:
     return Layer(Blob(said["digest"], size), said["diff_id"], path)
 
 
+def payload_sha256(path: Path) -> str:
+    """One hash over a script, or over an extra payload: its names, modes and contents.
+
+    Raises Missing where it is not there, UserError where it cannot be shipped.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for entry in _payload(path, ""):
+        digest.update(f"{entry.name}\0{entry.mode:o}\0{entry.link}\0".encode(errors="replace"))
+        if isinstance(entry.content, Path):
+            with entry.content.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def sources_sha256() -> str:
     """One hash over all sources of the installed supervisor.
 

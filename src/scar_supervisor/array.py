@@ -8,11 +8,12 @@ from collections.abc import Mapping
 
 from scar_supervisor import contract
 from scar_supervisor.faults import EventFault
+from scar_supervisor.storage import Storages
 
 _REFERENCE = re.compile(r"s3://([^/]+)/(.+)#width=(\d+)")
 
 
-def event(environ: Mapping[str, str], common: bytes) -> bytes:
+def event(environ: Mapping[str, str], storages: Storages, common: bytes) -> bytes:
     """The event of this child: what all children have in common, and its own line.
 
     A job that is no array takes the first line. Raises EventFault where there is no such line.
@@ -25,16 +26,9 @@ def event(environ: Mapping[str, str], common: bytes) -> bytes:
             f"{contract.ARRAY_VARIABLE}: `{reference}` is not s3://bucket/key#width=<bytes>"
         )
     bucket, key, width = found[1], found[2], int(found[3])
-    line = _read(environ, bucket, key, index * width, width)
+    line = storages.account.read(bucket, key, index * width, width)
     try:
         own, shared = json.loads(line), json.loads(common)
         return json.dumps({**shared, **own}).encode()
     except (ValueError, TypeError) as exc:
         raise EventFault(f"line {index} of s3://{bucket}/{key} is no event: {exc}") from exc
-
-
-def _read(environ: Mapping[str, str], bucket: str, key: str, start: int, length: int) -> bytes:
-    # Not at start: OpenSSL's library takes time to load.
-    from scar_supervisor.storage.s3 import open_s3
-
-    return open_s3(environ).read(bucket, key, start, length)

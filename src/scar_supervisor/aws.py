@@ -22,7 +22,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 _TRANSIENT_TEXT = """
     RequestTimeout RequestTimeoutException SlowDown Throttling ThrottlingException
     ThrottledException TooManyRequestsException RequestLimitExceeded InternalError
-    PriorRequestNotComplete BandwidthLimitExceeded RequestThrottled
+    PriorRequestNotComplete BandwidthLimitExceeded RequestThrottled ConditionalRequestConflict
 """
 _TRANSIENT = frozenset(_TRANSIENT_TEXT.split())
 _STALE_TEXT = """

@@ -6,6 +6,7 @@ the supervisor reads it at start. Everything here is standard library only.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,17 +29,23 @@ SCRIPT_NAME = "script"
 EXTRA_PAYLOAD_NAME = "extra"
 
 EVENT_VARIABLE = "SCAR_EVENT"
-"""In a Batch job: the delegated event as JSON, when it is small. Not passed on to the script."""
+"""In a Batch job: the delegated event as JSON. Not passed on to the script."""
 
-EVENT_REFERENCE_VARIABLE = "SCAR_EVENT_REFERENCE"
-"""In a Batch job: `s3://bucket/key#sha256=<hex>` of the delegated event, when it is not small."""
+EVENT_REFERENCE = "scar_event_reference"
+"""Key of an event that stands for another one: a `Reference` as text."""
+
+BODY_REFERENCE_HEADER = "scar-body-reference"
+"""Header of a request to a function's HTTP endpoint: where its body is (a `Reference`)."""
+
+FORCE = "scar_force"
+"""Key of an event: true repeats what was done already for its objects."""
 
 ARRAY_VARIABLE = "SCAR_ARRAY"
 """In the jobs of a bulk run: `s3://bucket/key#width=<bytes>` of the manifest.
 
 A manifest has one event a line, padded so that every line has `width` bytes: the child of an array
 reads its own, that of AWS_BATCH_JOB_ARRAY_INDEX, and no other. What all have in common (a script, a
-command) is in EVENT_VARIABLE or EVENT_REFERENCE_VARIABLE. Not passed on to the script.
+command) is in EVENT_VARIABLE. Not passed on to the script.
 """
 
 INLINE_EVENT_LIMIT_BYTES = 2048
@@ -82,6 +89,10 @@ EXIT_MAIN_LOST = 113
 
 EXIT_SECRET = 114
 """Exit code of a node that has no secret, or another one than the main node."""
+
+ASYNCHRONOUS_ATTEMPTS = 3
+"""Lambda tries an asynchronous invocation again twice (Lambda developer guide, "Asynchronous
+invocation"); the request id stays the same."""
 
 EXIT_STAGING = 120
 """Exit code of a Batch job whose input or output could not be copied."""
@@ -136,6 +147,15 @@ class StorageProvider:
 
 
 @dataclass(frozen=True)
+class Burst:
+    """`batch.coalesce`: events that come within `window_s` become one array job."""
+
+    window_s: int
+    max_events: int
+    """At so many it is submitted before the window ends."""
+
+
+@dataclass(frozen=True)
 class FunctionConfig:
     """All that the supervisor needs to know about one function."""
 
@@ -160,13 +180,28 @@ class FunctionConfig:
     """Name of the queue for delegated events; empty in mode `lambda`."""
     job_definition: str = ""
     """Name (no revision: the latest active one) for delegated events; empty in mode `lambda`."""
+    job_attempts: int = 1
+    """How often Batch tries a job whose script fails."""
+    burst: Burst | None = None
+    """How events become one array job; None: each is a job of its own."""
     deployment_bucket: str = ""
-    """Bucket for events too large to travel, and for what is kept of the work."""
+    """Bucket for what SCAR itself keeps: records.py."""
     is_multi_node: bool = False
     """Whether its jobs have several nodes: they need a secret of their own."""
     image: ImageDefaults = field(default_factory=ImageDefaults)
     providers: Mapping[str, StorageProvider] = field(default_factory=dict)
     """By the names that inputs and outputs have for them, such as `minio.mine`."""
+    image_digest: str = ""
+    """Digest of the image that the function's own was derived from."""
+    script_sha256: str = ""
+    """Of the script; empty where there is none."""
+    payload_sha256: str = ""
+    """Of the extra payload's names and contents; empty where there is none."""
+
+    @property
+    def version(self) -> str:
+        """Names what the function does: another script, image or config is another version."""
+        return hashlib.sha256(self.dump().encode()).hexdigest()[:16]
 
     def dump(self) -> str:
         """The config as JSON text, the same text for the same config."""
@@ -189,6 +224,8 @@ def load_config(text: str) -> FunctionConfig:
             tuple(image["entrypoint"]), tuple(image["command"]), image["environment"]
         )
         data["providers"] = {n: StorageProvider(**its) for n, its in data["providers"].items()}
+        if data["burst"] is not None:
+            data["burst"] = Burst(**data["burst"])
         return FunctionConfig(**data)
     except (KeyError, TypeError, AttributeError) as exc:
         raise ValueError(f"not a function config: {exc!r}") from exc

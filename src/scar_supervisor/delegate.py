@@ -1,44 +1,23 @@
-"""Hands an event over to Batch: one SubmitJob, the event inline or by reference."""
+"""Hands events over to Batch: one SubmitJob for one event, or for all of a manifest."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from scar_supervisor import contract
 from scar_supervisor.aws import Client, Request, ServiceError, Unreachable, regional_host
 from scar_supervisor.contract import FunctionConfig
 from scar_supervisor.credentials import Credentials
-from scar_supervisor.faults import DelegationFailed, EventFault, StagingFailed
+from scar_supervisor.faults import DelegationFailed
+from scar_supervisor.records import to_send
 from scar_supervisor.storage import Storages
 
-REFERENCE_PREFIX = ".scar/events"
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Where an event lies that is too large for a job's overrides."""
-
-    bucket: str
-    key: str
-    sha256: str
-
-    def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.key}#sha256={self.sha256}"
-
-
-def parse_reference(text: str) -> Reference:
-    """The reference that `str(reference)` wrote. Raises EventFault where it is none."""
-    address, _, digest = text.partition("#sha256=")
-    bucket, _, key = address.removeprefix("s3://").partition("/")
-    if not address.startswith("s3://") or not bucket or not key or len(digest) != 64:
-        raise EventFault(
-            f"{contract.EVENT_REFERENCE_VARIABLE}: `{text}` is not s3://bucket/key#sha256=<hex>"
-        )
-    return Reference(bucket, key, digest)
+ENDED = ("SUCCEEDED", "FAILED")
+DESCRIBED = 100
+"""Jobs that one DescribeJobs takes."""
 
 
 class Batch:
@@ -53,49 +32,113 @@ class Batch:
 
         Raises DelegationFailed where Batch refuses, or the event cannot be stored.
         """
+        limit = contract.INLINE_EVENT_LIMIT_BYTES
+        if not config.deployment_bucket and len(event.encode()) > limit:
+            raise DelegationFailed(
+                f"the event has {len(event):,} characters, too many for a job's overrides, and the "
+                "function has no deployment bucket to keep it in; deploy it again"
+            )
+        sent, reference = to_send(event.encode(), limit, config.deployment_bucket)
+        if reference is not None:
+            self.keep(reference.bucket, reference.key, event.encode())
+        return self._submit(config, {contract.EVENT_VARIABLE: sent.decode()}, request_id)
+
+    def submit_array(
+        self, config: FunctionConfig, manifest: str, size: int, request_id: str
+    ) -> str:
+        """Submit one job for `size` events, each a line of a manifest (contract.ARRAY_VARIABLE).
+
+        Raises DelegationFailed where Batch refuses.
+        """
+        more = {"arrayProperties": {"size": size}} if size > 1 else {}
+        return self._submit(config, {contract.ARRAY_VARIABLE: manifest}, request_id, more)
+
+    def keep(self, bucket: str, key: str, data: bytes) -> None:
+        """Keep in the deployment bucket what jobs will read. Raises DelegationFailed."""
+        try:
+            self._storages.account.write(bucket, key, data)
+        except (ServiceError, Unreachable) as exc:
+            raise DelegationFailed(f"cannot store s3://{bucket}/{key}: {exc}") from exc
+
+    def find(self, config: FunctionConfig, since_ms: int, variable: tuple[str, str]) -> str | None:
+        """The job submitted since then (ms since 1970) with that variable, or None.
+
+        Batch has no token that makes SubmitJob safe to repeat: who may have submitted already, and
+        broke off before it could say so, looks. Raises DelegationFailed.
+        """
+        name, value = variable
+        ids = list(self._since(config, since_ms))
+        for start in range(0, len(ids), DESCRIBED):
+            for job in self._describe(ids[start : start + DESCRIBED]):
+                if {"name": name, "value": value} in _variables(job):
+                    return str(job["jobId"])
+        return None
+
+    def has_ended(self, job_id: str) -> bool:
+        """Whether a job is over, or forgotten. Raises DelegationFailed."""
+        return all(job.get("status") in ENDED for job in self._describe([job_id]))
+
+    def _since(self, config: FunctionConfig, since_ms: int) -> Iterator[str]:
+        asked: dict[str, Any] = {
+            "jobQueue": config.job_queue,
+            "filters": [{"name": "JOB_NAME", "values": [config.name]}],
+        }
+        while True:
+            page = self._ask("/v1/listjobs", asked)
+            for job in page["jobSummaryList"]:
+                # Clocks differ by less than this.
+                if job.get("createdAt", since_ms) >= since_ms - 300_000:
+                    yield job["jobId"]
+            if not page.get("nextToken"):
+                return
+            asked["nextToken"] = page["nextToken"]
+
+    def _describe(self, ids: list[str]) -> list[dict[str, Any]]:
+        jobs: list[dict[str, Any]] = self._ask("/v1/describejobs", {"jobs": ids})["jobs"]
+        return jobs
+
+    def _submit(
+        self,
+        config: FunctionConfig,
+        variables: Mapping[str, str],
+        request_id: str,
+        more: Mapping[str, Any] | None = None,
+    ) -> str:
         if not config.job_queue or not config.job_definition:
             raise DelegationFailed(
                 f"function `{config.name}` has no job queue and job definition in its config; "
                 "deploy it again"
             )
-        name, value = self._event_variable(config, event)
-        variables = {name: value, contract.REQUEST_ID_VARIABLE: request_id}
+        told = {**variables, contract.REQUEST_ID_VARIABLE: request_id}
         body = {
             "jobName": config.name,
             "jobQueue": config.job_queue,
             "jobDefinition": config.job_definition,
-            **_overrides(config, variables),
+            **_overrides(config, told),
+            **(more or {}),
         }
-        request = Request(
-            "POST",
-            "/v1/submitjob",
-            headers={"Content-Type": "application/json"},
-            body=json.dumps(body).encode(),
-        )
-        url = self._client.endpoint or f"https://{regional_host('batch', self._client.region)}"
         try:
-            reply = self._client.call(lambda: request, url)
-            return str(json.loads(reply.body)["jobId"])
-        except (ServiceError, Unreachable, ValueError, KeyError) as exc:
+            return str(self._ask("/v1/submitjob", body)["jobId"])
+        except DelegationFailed as exc:
             raise DelegationFailed(f"cannot submit a job to `{config.job_queue}`: {exc}") from exc
 
-    def _event_variable(self, config: FunctionConfig, event: str) -> tuple[str, str]:
-        data = event.encode()
-        if len(data) <= contract.INLINE_EVENT_LIMIT_BYTES:
-            return contract.EVENT_VARIABLE, event
-        if not config.deployment_bucket:
-            raise DelegationFailed(
-                f"the event has {len(data):,} bytes, too many for a job's overrides, and the "
-                "function has no deployment bucket to keep it in; deploy it again"
-            )
-        sha256 = hashlib.sha256(data).hexdigest()
-        key = f"{REFERENCE_PREFIX}/{sha256}"
+    def _ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"}
+        request = Request("POST", path, headers=headers, body=json.dumps(body).encode())
+        url = self._client.endpoint or f"https://{regional_host('batch', self._client.region)}"
         try:
-            self._storages["s3"].store_bytes(config.deployment_bucket, key, data)
-        except StagingFailed as exc:
-            raise DelegationFailed(f"cannot store the event: {exc}") from exc
-        reference = Reference(config.deployment_bucket, key, sha256)
-        return contract.EVENT_REFERENCE_VARIABLE, str(reference)
+            answer: dict[str, Any] = json.loads(self._client.call(lambda: request, url).body)
+            return answer
+        except (ServiceError, Unreachable, ValueError) as exc:
+            raise DelegationFailed(str(exc)) from exc
+
+
+def _variables(job: Mapping[str, Any]) -> list[Any]:
+    """The variables of a job, of its first node where it has several."""
+    nodes = job.get("nodeProperties", {}).get("nodeRangeProperties", [])
+    container = nodes[0].get("container", {}) if nodes else job.get("container", {})
+    found: list[Any] = container.get("environment", [])
+    return found
 
 
 def _overrides(config: FunctionConfig, variables: Mapping[str, str]) -> dict[str, object]:

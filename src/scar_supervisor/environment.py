@@ -14,7 +14,6 @@ LONGEST_STRING_BYTES = 128 * 1024
 OURS = frozenset(
     (
         contract.EVENT_VARIABLE,
-        contract.EVENT_REFERENCE_VARIABLE,
         contract.ARRAY_VARIABLE,
         contract.FUNCTION_DIR_VARIABLE,
         contract.MNP_SECRET_VARIABLE,

@@ -10,11 +10,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote_plus
 
-from scar_supervisor.contract import FunctionConfig, ObjectPath
+from scar_supervisor.contract import (
+    BODY_REFERENCE_HEADER,
+    EVENT_REFERENCE,
+    FORCE,
+    FunctionConfig,
+    ObjectPath,
+)
 from scar_supervisor.faults import EventFault
 
 API_BODY_NAME = "api_event_file"
 BODY_NAME = "event_file"
+LONGEST_REFERENCE_BYTES = 1024
+"""Of an event that only stands for another one."""
 
 _PROVIDERS = {"aws:s3": "s3", "minio:s3": "minio"}
 
@@ -28,6 +36,21 @@ class InputObject:
     key: str
     size: int | None = None
     time: str = ""
+    etag: str = ""
+    """Without its quotes."""
+    version_id: str = ""
+    sequencer: str = ""
+    """Orders the writes of one key; the same whenever one write is told of again."""
+
+    @property
+    def version(self) -> str:
+        """What tells this version of the object from others; empty where nothing does."""
+        return self.version_id or self.etag
+
+    @property
+    def address(self) -> str:
+        """Provider, bucket and key."""
+        return f"{self.provider}://{self.bucket}/{self.key}"
 
     @property
     def is_folder_marker(self) -> bool:
@@ -50,6 +73,15 @@ class Event:
     variables: Mapping[str, str] = field(default_factory=dict)
     script: bytes | None = None
     arguments: tuple[str, ...] = ()
+    forced: bool = False
+    """Whether what was done already for its objects is done again."""
+    body_reference: str = ""
+    """Where the body is, when it is too large to travel."""
+
+    @property
+    def own_program(self) -> Mapping[str, Any]:
+        """The script or command that this event brings along, as it stands in it."""
+        return json.loads(self.text) if self.script is not None or self.arguments else {}
 
 
 def parse(raw: bytes) -> Event:
@@ -62,14 +94,27 @@ def parse(raw: bytes) -> Event:
     event = Event(text)
     if not isinstance(data, dict):
         return replace(event, body=raw)
-    event = replace(event, script=_script(data), arguments=_arguments(data))
+    event = replace(
+        event, script=_script(data), arguments=_arguments(data), forced=data.get(FORCE) is True
+    )
     if _is_request(data):
         return _request(event, data)
     if objects := _objects(data):
         return replace(event, objects=objects)
-    if data.keys() - {"script", "cmd_args"}:
+    if data.keys() - {"script", "cmd_args", FORCE}:
         return replace(event, body=raw)
     return event
+
+
+def reference_in(raw: bytes) -> str:
+    """Where the event is that `raw` only stands for; empty where it is the event itself."""
+    if len(raw) > LONGEST_REFERENCE_BYTES or EVENT_REFERENCE.encode() not in raw:
+        return ""
+    try:
+        data = json.loads(raw)
+    except ValueError:
+        return ""
+    return str(data.get(EVENT_REFERENCE, "")) if isinstance(data, dict) else ""
 
 
 def _script(data: dict[str, Any]) -> bytes | None:
@@ -112,15 +157,22 @@ def _object(index: int, record: dict[str, Any]) -> InputObject:
         bucket = record["s3"]["bucket"]["name"]
         # Encoded as in a form: a space is `+`, a plus is `%2B`. Decoded here and nowhere else.
         key = unquote_plus(record["s3"]["object"]["key"], errors="strict")
-        size = record["s3"]["object"].get("size")
+        about = record["s3"]["object"]
+        size = about.get("size")
         time = record.get("eventTime") or ""
+        told = [about.get(name) or "" for name in ("eTag", "versionId", "sequencer")]
     except (KeyError, TypeError, AttributeError, ValueError) as exc:
         raise EventFault(f"`Records[{index}]` of the event has no bucket or key: {exc!r}") from exc
     if not isinstance(bucket, str) or not bucket or not key or not _is_utf8(bucket + key):
         raise EventFault(f"`Records[{index}]` of the event has no usable bucket and key")
     if size is not None and not isinstance(size, int):
         raise EventFault(f"`Records[{index}]` of the event: size {size!r} is not a number")
-    return InputObject(_PROVIDERS[record["eventSource"]], bucket, key, size, str(time))
+    etag, version_id, sequencer = map(str, told)
+    return InputObject(
+        _PROVIDERS[record["eventSource"]],
+        *(bucket, key, size, str(time)),
+        *(etag.strip('"'), version_id, sequencer),
+    )
 
 
 def _is_request(data: dict[str, Any]) -> bool:
@@ -135,7 +187,9 @@ def _request(event: Event, data: dict[str, Any]) -> Event:
         raise EventFault("`queryStringParameters` of the event is not a map")
     variables = {name: str(value) for name, value in parameters.items() if value is not None}
     # A request comes from anyone: it brings data, never a script or a command.
-    event = replace(event, variables=variables, script=None, arguments=())
+    event = replace(event, variables=variables, script=None, arguments=(), forced=False)
+    if reference := _header(data, BODY_REFERENCE_HEADER):
+        return replace(event, body_reference=reference, body_name=API_BODY_NAME)
     body = data.get("body")
     if body in (None, ""):
         return event
@@ -156,7 +210,8 @@ def _request_body(data: dict[str, Any], body: str) -> bytes:
     except UnicodeEncodeError as exc:
         raise EventFault("`body` of the event is not text") from exc
     declared = data.get("isBase64Encoded") is True
-    if not declared and _content_type(data).startswith(("application/json", "text/")):
+    kind = _header(data, "content-type").lower()
+    if not declared and kind.startswith(("application/json", "text/")):
         return raw
     try:
         return base64.b64decode(b"".join(raw.split()), validate=True)
@@ -166,12 +221,12 @@ def _request_body(data: dict[str, Any], body: str) -> bytes:
         return raw
 
 
-def _content_type(data: dict[str, Any]) -> str:
+def _header(data: dict[str, Any], wanted: str) -> str:
     headers = data.get("headers")
     if isinstance(headers, dict):
         for name, value in headers.items():
-            if name.lower() == "content-type":
-                return str(value).lower()
+            if name.lower() == wanted:
+                return str(value)
     return ""
 
 

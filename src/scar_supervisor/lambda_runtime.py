@@ -7,14 +7,22 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from scar_supervisor import contract, events
+from scar_supervisor import contract, failures
+from scar_supervisor.events import Event
 from scar_supervisor.faults import ConfigFault, Fault, ScriptTimedOut
 from scar_supervisor.log import Log
+from scar_supervisor.once import Already, Once, Owner
+from scar_supervisor.records import work_version
+from scar_supervisor.routes import Routes
 from scar_supervisor.script import Limits, stop_grace_s
 from scar_supervisor.storage import Storages
 from scar_supervisor.supervise import Function, Supervisor, Turn, load_function, work_of
 from scar_supervisor.transport import BROKEN, Origin, Reply
+
+if TYPE_CHECKING:
+    from scar_supervisor.delegate import Batch
 
 VERSION_PATH = "/2018-06-01/runtime"
 
@@ -139,22 +147,58 @@ class Runtime:
 
     def answer(self, invocation: Invocation) -> dict[str, object]:
         """What Invoke's caller gets. Raises a Fault where the event fails."""
-        parsed = events.placed(events.parse(invocation.raw), self._config)
-        event = work_of(parsed, self._log)
+        event = work_of(invocation.raw, self._config, self._storages, self._log)
         if event is None:
             return self._answered(invocation, b"")
-        if self._config.execution_mode == "batch":
-            return self._delegated(invocation, event)
+        owner = Owner(invocation.request_id, until_ms=invocation.deadline_ms)
+        once = self._once(event, owner)
         try:
-            output = self._supervisor.supervise(event, self._turn(invocation))
+            return self._work(invocation, event, once, owner)
+        except BaseException as fault:
+            self._failed(event, owner, once, fault)
+            raise
+
+    def _work(
+        self, invocation: Invocation, event: Event, once: Once, owner: Owner
+    ) -> dict[str, object]:
+        mode = self._config.execution_mode
+        routes = Routes(self._config, self._storages, self._environ, self._log)
+        if mode == "batch":
+            return self._delegated(invocation, event, once)
+        turn = self._turn(invocation, owner)
+        limit_s = (turn.limits.deadline or 0) - time.monotonic()
+        if mode == "lambda-batch" and routes.leads_to_batch(event, limit_s):
+            return self._delegated(invocation, event, once)
+        try:
+            output = self._supervisor.supervise(event, turn, once)
         except ScriptTimedOut as fault:
-            if self._config.execution_mode != "lambda-batch":
+            if mode != "lambda-batch":
                 raise
             self._log.warning(str(fault))
-            return self._delegated(invocation, event)
+            routes.ran_out_of_time(event, limit_s, invocation.request_id)
+            return self._delegated(invocation, event, once)
         return self._answered(invocation, output)
 
-    def _turn(self, invocation: Invocation) -> Turn:
+    def _once(self, event: Event, owner: Owner) -> Once:
+        config = self._config
+        version = work_version(config.version, event.own_program)
+        return Once(
+            config, self._storages, self._log, owner, version, self._has_ended, event.forced
+        )
+
+    def _failed(self, event: Event, owner: Owner, once: Once, fault: BaseException) -> None:
+        """Lambda tries again; after the last time the event is kept.
+
+        How often it tried only a claim tells. What has none, or was killed, Lambda's on-failure
+        destination keeps.
+        """
+        attempts = once.attempts
+        once.give_up()
+        if attempts >= contract.ASYNCHRONOUS_ATTEMPTS:
+            record = failures.failed(self._config, owner, event.text, fault, attempts)
+            failures.keep(self._config, self._storages, self._log, record)
+
+    def _turn(self, invocation: Invocation, owner: Owner) -> Turn:
         left_s = invocation.deadline_ms / 1000 - time.time()
         threshold_s = float(self._config.timeout_threshold_s)
         if threshold_s >= left_s:
@@ -169,15 +213,54 @@ class Runtime:
             stop_grace_s=stop_grace_s(self._environ),
             keep_bytes=KEPT_OUTPUT_BYTES,
         )
-        return Turn(invocation.request_id, limits=limits, trace_id=invocation.trace_id)
+        return Turn(invocation.request_id, owner, limits=limits, trace_id=invocation.trace_id)
 
-    def _delegated(self, invocation: Invocation, event: events.Event) -> dict[str, object]:
+    def _batch(self) -> Batch:
         # Only here: most functions never delegate, and OpenSSL's library takes time to load.
         from scar_supervisor.delegate import Batch
 
-        batch = Batch(self._environ, self._storages)
-        job_id = batch.submit(self._config, event.text, invocation.request_id)
+        return Batch(self._environ, self._storages)
+
+    def _has_ended(self, job_id: str) -> bool:
+        return self._batch().has_ended(job_id)
+
+    def _delegated(self, invocation: Invocation, event: Event, once: Once) -> dict[str, object]:
+        claimed = [once.begin(item) for item in event.objects]
+        known = [its for its in claimed if isinstance(its, Already)]
+        for its in known:
+            self._log.info(f"{its}: nothing to do")
+        if known and len(known) == len(claimed):
+            return self._known(invocation, known[-1])
+        if self._config.burst is not None and event.objects:
+            return self._gathered(invocation, event, once)
+        job_id = None
+        if once.attempts > 1:  # the attempt before may have broken off when it had submitted
+            since_ms = min(mark.claim.began_ms for mark in once.held)
+            variable = (contract.REQUEST_ID_VARIABLE, invocation.request_id)
+            job_id = self._batch().find(self._config, since_ms, variable)
+        if job_id is None:
+            job_id = self._batch().submit(self._config, event.text, invocation.request_id)
+        once.hand_over(job_id)
         self._log.info(f"delegated to Batch job {job_id}")
+        return self._in_job(invocation, job_id)
+
+    def _gathered(self, invocation: Invocation, event: Event, once: Once) -> dict[str, object]:
+        from scar_supervisor.bursts import Bursts
+
+        bursts = Bursts(self._config, self._storages, self._batch(), self._log)
+        for mark in once.held:
+            bursts.add(event, mark)
+        jobs = bursts.lead(invocation.request_id, invocation.deadline_ms)
+        if not jobs:
+            return self._answered(invocation, b"The event waits to become a job with others.\n")
+        return self._in_job(invocation, jobs[-1])
+
+    def _known(self, invocation: Invocation, its: Already) -> dict[str, object]:
+        text = f"{its}; `scar run --force` repeats it\n"
+        headers = {contract.JOB_ID_HEADER: its.by} if its.is_job and not its.is_done else {}
+        return self._answered(invocation, text.encode(), headers)
+
+    def _in_job(self, invocation: Invocation, job_id: str) -> dict[str, object]:
         text = (
             "Job delegated to batch.\nCheck batch logs with:\n"
             f"  scar log -n {self._config.name} -ri {job_id}\n"

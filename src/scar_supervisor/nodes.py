@@ -184,7 +184,7 @@ class _NodeProcess:
         def work(runner: Runner) -> int:
             stages_out = is_main or settings.stages_out_everywhere
             return self._work(
-                self._environ, self._log, Part(runner, settings.scratch_name, stages_out)
+                self._environ, self._log, Part(runner, settings.scratch_name, stages_out, is_main)
             )
 
         return Worker(self._loop, work, None if is_main else self._log.write)

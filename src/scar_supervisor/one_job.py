@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from scar_supervisor import contract, events
+from scar_supervisor import contract, failures
+from scar_supervisor.contract import FunctionConfig
 from scar_supervisor.faults import (
     ConfigFault,
     EventFault,
@@ -15,9 +16,19 @@ from scar_supervisor.faults import (
     StagingFailed,
 )
 from scar_supervisor.log import Log
+from scar_supervisor.once import Once, Owner
+from scar_supervisor.records import work_version
 from scar_supervisor.script import Limits, stop_grace_s
 from scar_supervisor.storage import Storages
-from scar_supervisor.supervise import Part, Supervisor, Turn, load_function, work_of
+from scar_supervisor.supervise import (
+    Function,
+    Part,
+    Supervisor,
+    Turn,
+    load_function,
+    whole,
+    work_of,
+)
 
 
 def run(environ: Mapping[str, str], log: Log) -> int:
@@ -33,23 +44,15 @@ def work(environ: Mapping[str, str], log: Log, part: Part) -> int:
     """Do one machine's part of the job; the exit code."""
     try:
         function = load_function(environ)
-        log = Log(function.config.log_level)
-        storages = Storages(environ, function.config.providers)
-        parsed = events.placed(events.parse(_event(environ, storages, log)), function.config)
-        event = work_of(parsed, log)
-        if event is None:
-            return 0
-        if part.scratch_name and len(event.objects) > 1:
-            raise EventFault("a multi-node job works on one object; the event has several")
-        turn = Turn(
-            environ.get(contract.REQUEST_ID_VARIABLE) or environ["AWS_BATCH_JOB_ID"],
-            in_job=True,
-            limits=Limits(stop_grace_s=stop_grace_s(environ)),
-            part=part,
-        )
-        Supervisor(function, environ, storages, log).supervise(event, turn)
-    except Fault as fault:
+    except ConfigFault as fault:
         log.error(f"{type(fault).__name__}: {fault}")
+        return contract.EXIT_CONFIG
+    job = _Job(function, environ, Log(function.config.log_level), part)
+    try:
+        job.run()
+    except Fault as fault:
+        job.log.error(f"{type(fault).__name__}: {fault}")
+        job.failed(fault)
         return exit_code(fault)
     return 0
 
@@ -65,42 +68,78 @@ def exit_code(fault: Fault) -> int:
     return 1
 
 
-def _event(environ: Mapping[str, str], storages: Storages, log: Log) -> bytes:
+class _Job:
+    """This machine's part of a job."""
+
+    def __init__(
+        self, function: Function, environ: Mapping[str, str], log: Log, part: Part
+    ) -> None:
+        self.log = log
+        self._function, self._environ, self._part = function, environ, part
+        self._storages = Storages(environ, function.config.providers)
+        self._owner = Owner(environ["AWS_BATCH_JOB_ID"], is_job=True)
+        self._once: Once | None = None
+        self._event = "{}"
+
+    def run(self) -> None:
+        """Do the event's work. Raises a Fault where it fails."""
+        config, environ = self._function.config, self._environ
+        raw = _event(environ, config, self._storages, self.log)
+        self._event = raw.decode(errors="replace")
+        event = work_of(raw, config, self._storages, self.log)
+        if event is None:
+            return
+        if self._part.scratch_name and len(event.objects) > 1:
+            raise EventFault("a multi-node job works on one object; the event has several")
+        self._once = Once(
+            config,
+            self._storages,
+            self.log,
+            self._owner,
+            work_version(config.version, event.own_program),
+            self._has_ended,
+            event.forced,
+        )
+        turn = Turn(
+            environ.get(contract.REQUEST_ID_VARIABLE) or self._owner.id,
+            self._owner,
+            in_job=True,
+            limits=Limits(stop_grace_s=stop_grace_s(environ)),
+            part=self._part,
+        )
+        supervisor = Supervisor(self._function, environ, self._storages, self.log)
+        supervisor.supervise(event, turn, self._once)
+
+    def failed(self, fault: Fault) -> None:
+        """Keep the event, unless Batch will try again."""
+        if not self._part.claims:
+            return
+        if self._once is not None:
+            self._once.give_up()
+        config = self._function.config
+        attempt = int(self._environ.get("AWS_BATCH_JOB_ATTEMPT") or 1)
+        if attempt < config.job_attempts and exit_code(fault) != contract.EXIT_CONFIG:
+            return
+        record = failures.failed(config, self._owner, self._event, fault, attempt)
+        failures.keep(config, self._storages, self.log, record)
+
+    def _has_ended(self, job_id: str) -> bool:
+        from scar_supervisor.delegate import Batch  # needed only where another job has it
+
+        return Batch(self._environ, self._storages).has_ended(job_id)
+
+
+def _event(
+    environ: Mapping[str, str], config: FunctionConfig, storages: Storages, log: Log
+) -> bytes:
     """The job's event; a job of a bulk run has it in a line of its manifest."""
-    if contract.ARRAY_VARIABLE not in environ:
-        return _delegated(environ, storages, log)
-    from scar_supervisor import array
-
-    given = contract.EVENT_VARIABLE in environ or contract.EVENT_REFERENCE_VARIABLE in environ
-    return array.event(environ, _delegated(environ, storages, log) if given else b"{}")
-
-
-def _delegated(environ: Mapping[str, str], storages: Storages, log: Log) -> bytes:
-    """The delegated event; an empty one for a job that was submitted by hand."""
     inline = environ.get(contract.EVENT_VARIABLE)
-    if inline is not None:
-        return os.fsencode(inline)
-    reference = environ.get(contract.EVENT_REFERENCE_VARIABLE)
-    if reference is None:
+    if contract.ARRAY_VARIABLE in environ:
+        from scar_supervisor import array
+
+        common = whole(os.fsencode(inline), config, storages) if inline is not None else b"{}"
+        return array.event(environ, storages, common)
+    if inline is None:
         log.info(f"no {contract.EVENT_VARIABLE} in the job's environment: the event is empty")
         return b"{}"
-    return _stored_event(reference, environ, storages, log)
-
-
-def _stored_event(text: str, environ: Mapping[str, str], storages: Storages, log: Log) -> bytes:
-    import hashlib
-
-    from scar_supervisor import scratch
-    from scar_supervisor.delegate import parse_reference
-    from scar_supervisor.staging import Guard
-
-    reference = parse_reference(text)
-    with scratch.fresh(environ, log) as directories:
-        path = os.path.join(directories.root, "event")
-        guard = Guard(directories.root, deadline=None)
-        storages["s3"].fetch(reference.bucket, reference.key, path, guard)
-        with open(path, "rb") as file:
-            data = file.read()
-    if hashlib.sha256(data).hexdigest() != reference.sha256:
-        raise EventFault(f"the event at s3://{reference.bucket}/{reference.key} has been changed")
-    return data
+    return os.fsencode(inline)

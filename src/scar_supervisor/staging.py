@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from scar_supervisor.contract import FunctionConfig, ObjectPath
@@ -48,25 +48,43 @@ def safe_name(key: str) -> str:
     return start.decode(errors="ignore") + end.decode()
 
 
-def stage_out(config: FunctionConfig, directory: str, storages: Storages, log: Log) -> int:
-    """Copy every file below `directory` to the outputs that want it; how many copies were made.
+@dataclass(frozen=True)
+class Output:
+    """What the script left, and what is told about it."""
+
+    directory: str
+    about: Mapping[str, str]
+    """Metadata of every copy."""
+    is_repeated: bool = False
+    """Whether an earlier attempt may have copied some of it: what is there is not sent again."""
+
+
+def stage_out(
+    config: FunctionConfig, output: Output, storages: Storages, log: Log
+) -> tuple[str, ...]:
+    """Copy every file of `output` to the outputs that want it; the address of every copy.
 
     Raises StagingFailed before the first copy where a file cannot have a key, and after a failed
     copy with all that was and was not uploaded. What was uploaded stays: it is not taken back.
     """
     if not config.outputs:
-        return 0
+        return ()
+    directory = output.directory
     names = sorted(_files(directory, log), key=os.fsencode)
-    uploads = [upload for output in config.outputs for upload in _uploads(output, directory, names)]
+    uploads = [upload for path in config.outputs for upload in _uploads(path, directory, names)]
     if not uploads:
         log.info("no output files")
-        return 0
+        return ()
     # One after the other those that are sent in several threads themselves.
     small = [upload for upload in uploads if upload.size < SPARE_BYTES * 16]
     large = [upload for upload in uploads if upload.size >= SPARE_BYTES * 16]
 
     def send(upload: _Upload) -> None:
-        storages[upload.provider].store(upload.bucket, upload.key, upload.path)
+        storage, place = storages[upload.provider], (upload.bucket, upload.key, upload.path)
+        if output.is_repeated and storage.holds(*place, output.about):
+            log.info(f"{upload.target} is there already, from an earlier attempt")
+            return
+        storage.store(*place, output.about)
         log.debug(f"uploaded {upload.target}")
 
     first = for_each(small, send)
@@ -78,7 +96,7 @@ def stage_out(config: FunctionConfig, directory: str, storages: Storages, log: L
         tried = {id(upload) for upload in done} | {id(upload) for upload, _ in failed}
         left = [upload for upload in uploads if id(upload) not in tried]
         raise StagingFailed("output", _account(done, failed, left))
-    return len(done)
+    return tuple(upload.target for upload in uploads)
 
 
 @dataclass(frozen=True)

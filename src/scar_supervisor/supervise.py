@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scar_supervisor import contract, environment, program, scratch, script, staging
+from scar_supervisor import contract, environment, events, program, scratch, script, staging
 from scar_supervisor.contract import FunctionConfig, load_config
 from scar_supervisor.events import Event, InputObject
-from scar_supervisor.faults import ConfigFault, ScriptFailed, ScriptTimedOut, Stopped
+from scar_supervisor.faults import ConfigFault, EventFault, ScriptFailed, ScriptTimedOut, Stopped
 from scar_supervisor.log import Log
+from scar_supervisor.once import Already, Mark, Once, Owner
+from scar_supervisor.records import STATE_PREFIX, Lineage, Reference
 from scar_supervisor.scratch import Scratch
 from scar_supervisor.script import Limits, Outcome
 from scar_supervisor.storage import Storages, check_providers
@@ -40,6 +43,8 @@ class Part:
     scratch_name: str = ""
     """Where the work is done, the same on all nodes; empty: anywhere."""
     stages_out: bool = True
+    claims: bool = True
+    """Whether it is this machine that claims the objects."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Turn:
     """One event's circumstances."""
 
     request_id: str
+    """Of the invocation, in a job of that which submitted it."""
+    owner: Owner
     limits: Limits
     in_job: bool = False
     trace_id: str | None = None
@@ -66,15 +73,42 @@ def load_function(environ: Mapping[str, str]) -> Function:
     return Function(config, directory)
 
 
-def work_of(event: Event, log: Log) -> Event | None:
-    """The event without objects that nobody works on; None where nothing is left."""
-    objects = tuple(item for item in event.objects if not item.is_folder_marker)
+def work_of(raw: bytes, config: FunctionConfig, storages: Storages, log: Log) -> Event | None:
+    """The event in `raw`, or the one it stands for, without objects that nobody works on.
+
+    None where nothing is left to do. Raises EventFault, StagingFailed.
+    """
+    event = events.placed(events.parse(whole(raw, config, storages)), config)
+    objects = []
     for item in event.objects:
         if item.is_folder_marker:
             log.info(f"`{item.key}` only marks a folder: nothing to do for it")
+        elif item.bucket == config.deployment_bucket and item.key.startswith(STATE_PREFIX):
+            log.warning(f"`{item.key}` is SCAR's own: nothing to do for it")
+        else:
+            objects.append(item)
     if event.objects and not objects:
         return None
-    return replace(event, objects=objects)
+    return replace(event, objects=tuple(objects))
+
+
+def whole(raw: bytes, config: FunctionConfig, storages: Storages) -> bytes:
+    """An event, or the one that it only stands for. Raises EventFault, StagingFailed."""
+    text = events.reference_in(raw)
+    if not text:
+        return raw
+    reference = _reference(text, config)
+    data = storages.account.load_whole(reference.bucket, reference.key)
+    if hashlib.sha256(data).hexdigest() != reference.sha256:
+        raise EventFault(f"the event at s3://{reference.bucket}/{reference.key} has been changed")
+    return data
+
+
+def _reference(text: str, config: FunctionConfig) -> Reference:
+    try:
+        return Reference.parse(text, config.deployment_bucket)
+    except ValueError as exc:
+        raise EventFault(f"the event refers to what is not the function's own: {exc}") from exc
 
 
 class Supervisor:
@@ -87,17 +121,23 @@ class Supervisor:
         self._storages, self._log = storages, log
         self._adopts = False
 
-    def supervise(self, event: Event, turn: Turn) -> bytes:
+    def supervise(self, event: Event, turn: Turn, once: Once) -> bytes:
         """Run the script once for each object of the event, in order; its output, joined.
 
-        Raises a Fault at the first run that fails, Stopped when the platform ends us.
+        An object that needs no work is left out. Raises a Fault at the first run that fails,
+        Stopped when the platform ends us.
         """
         self._adopt_orphans()
         output = bytearray()
         for item in event.objects or (None,):
             keep = max(0, turn.limits.keep_bytes - len(output))
             limits = replace(turn.limits, keep_bytes=keep)
-            outcome = self._run_once(event, item, replace(turn, limits=limits))
+            claimed = once.begin(item) if item is not None and turn.part.claims else None
+            if isinstance(claimed, Already):
+                self._log.info(f"{claimed}: nothing to do")
+                output += f"{claimed}; `scar run --force` repeats it\n".encode()
+                continue
+            outcome = self._run_once(_Run(event, item, replace(turn, limits=limits), claimed), once)
             output += outcome.head
             if keep and outcome.output_bytes > len(outcome.head):
                 output += (
@@ -106,7 +146,8 @@ class Supervisor:
                 ).encode()
         return bytes(output)
 
-    def _run_once(self, event: Event, item: InputObject | None, turn: Turn) -> Outcome:
+    def _run_once(self, run: _Run, once: Once) -> Outcome:
+        event, item, turn = run.event, run.item, run.turn
         with scratch.fresh(self._environ, self._log, turn.part.scratch_name) as directories:
             input_path = self._stage_in(event, item, directories, turn)
             given = self._given(event, item, directories, turn)
@@ -121,9 +162,34 @@ class Supervisor:
             outcome = self._run(argv, variables, turn)
             if not turn.part.stages_out:
                 return outcome
-            copies = staging.stage_out(config, directories.output, self._storages, self._log)
-            self._log.info(f"staged out {copies} files")
+            mark = run.mark
+            lineage = self._lineage(run, outcome, once.done_key(mark) if mark else "")
+            is_repeated = mark is not None and mark.claim.attempts > 1
+            output = staging.Output(directories.output, lineage.metadata(), is_repeated)
+            copies = staging.stage_out(config, output, self._storages, self._log)
+            self._log.info(f"staged out {len(copies)} files")
+            if mark is not None:
+                once.done(mark, lineage, copies)
             return outcome
+
+    def _lineage(self, run: _Run, outcome: Outcome, record: str) -> Lineage:
+        config, item, event = self._function.config, run.item, run.event
+        script_sha256 = config.script_sha256
+        if event.script is not None:
+            script_sha256 = hashlib.sha256(event.script).hexdigest()
+        kind = "version" if item and item.version_id else "etag"
+        return Lineage(
+            function=config.name,
+            version=config.version,
+            run=run.turn.owner.run,
+            image=config.image_digest,
+            script="" if event.arguments else script_sha256,
+            duration_ms=round(outcome.elapsed_s * 1000),
+            record=record,
+            bucket=config.deployment_bucket if record else "",
+            input=item.address if item else "",
+            input_version=f"{kind}:{item.version}" if item and item.version else "",
+        )
 
     def _stage_in(
         self, event: Event, item: InputObject | None, directories: Scratch, turn: Turn
@@ -138,11 +204,21 @@ class Supervisor:
                 f"({size:,} bytes, {elapsed_s:.2f} s)"
             )
             return path
-        if item is None and event.body is not None:
-            path = os.path.join(directories.input, event.body_name)
+        if item is not None:
+            return directories.input
+        path = os.path.join(directories.input, event.body_name)
+        if event.body_reference:
+            reference = _reference(event.body_reference, self._function.config)
+            guard = staging.Guard(directories.input, turn.limits.deadline)
+            self._storages.account.fetch(reference.bucket, reference.key, path, guard)
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != reference.sha256:
+                    raise EventFault(f"the body at {reference} has been changed")
+        elif event.body is not None:
             scratch.write_file(path, event.body)
-            return path
-        return directories.input
+        else:
+            return directories.input
+        return path
 
     def _given(
         self, event: Event, item: InputObject | None, directories: Scratch, turn: Turn
@@ -197,6 +273,16 @@ class Supervisor:
         except (OSError, ImportError) as exc:
             self._log.warning(f"processes that leave the script's group may survive it: {exc}")
         self._adopts = True
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of the script."""
+
+    event: Event
+    item: InputObject | None
+    turn: Turn
+    mark: Mark | None
 
 
 def _instance_ip() -> str:

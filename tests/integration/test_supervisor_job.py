@@ -116,16 +116,16 @@ def test_the_output_is_in_the_log_while_the_script_runs(start):
 
 
 def test_an_event_by_reference_is_fetched_and_its_hash_is_checked(start, cloud):
-    event = json.dumps({"a": "x" * 3000}).encode()
-    digest = hashlib.sha256(event).hexdigest()
-    cloud.put("inbox", f".scar/events/{digest}", event)
+    body = json.dumps({"a": "x" * 3000}).encode()
+    digest = hashlib.sha256(body).hexdigest()
+    cloud.put("inbox", f".scar/events/{digest}", body)
     reference = f"s3://inbox/.scar/events/{digest}#sha256={digest}"
-    told = {**cloud.environment, contract.EVENT_REFERENCE_VARIABLE: reference}
-    job = start("cat $INPUT_FILE_PATH", told=told)
+    event = {contract.EVENT_REFERENCE: reference}
+    job = start("cat $INPUT_FILE_PATH", event, cloud.environment, deployment_bucket="inbox")
     assert job.wait() == 0
-    assert event.decode() in job.log
+    assert body.decode() in job.log
     cloud.put("inbox", f".scar/events/{digest}", b"{}")
-    changed = start("true", told=told)
+    changed = start("true", event, cloud.environment, deployment_bucket="inbox")
     assert changed.wait() == contract.EXIT_CONFIG
     assert "has been changed" in changed.log
 

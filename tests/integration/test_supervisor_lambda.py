@@ -318,8 +318,9 @@ def test_a_large_event_is_handed_over_by_reference(start, api, cloud):
     event = {"a": "é" * 5000}
     api.invoke(event)
     (variable, _) = cloud.submitted[0]["containerOverrides"]["environment"]
-    assert variable["name"] == "SCAR_EVENT_REFERENCE"
-    address, _, digest = variable["value"].partition("#sha256=")
+    assert variable["name"] == "SCAR_EVENT"
+    reference = json.loads(variable["value"])["scar_event_reference"]
+    address, _, digest = reference.partition("#sha256=")
     assert address == f"s3://inbox/.scar/events/{digest}"
     assert json.loads(cloud.get("inbox", f".scar/events/{digest}")) == event
 

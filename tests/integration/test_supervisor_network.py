@@ -117,7 +117,7 @@ def test_a_download_goes_on_where_it_broke(rough, s3, tmp_path, plan):
 def test_an_upload_is_sent_again_from_its_beginning(rough, s3, tmp_path):
     (tmp_path / "f").write_bytes(b"x" * 1000)
     rough.plan = [500, "close"]
-    s3.store("b", "k", str(tmp_path / "f"))
+    s3.store("b", "k", str(tmp_path / "f"), {})
     assert rough.seen == [1000, 1000, 1000]
 
 

@@ -7,6 +7,7 @@ import pytest
 from scar_supervisor import array
 from scar_supervisor.environment import OURS
 from scar_supervisor.faults import EventFault
+from scar_supervisor.storage import Storages
 
 
 @pytest.mark.parametrize(
@@ -14,7 +15,7 @@ from scar_supervisor.faults import EventFault
 )
 def test_what_is_no_reference_to_a_manifest_is_a_fault_of_the_event(reference: str) -> None:
     with pytest.raises(EventFault, match="is not s3://bucket/key#width="):
-        array.event({"SCAR_ARRAY": reference}, b"{}")
+        array.event({"SCAR_ARRAY": reference}, Storages({}), b"{}")
 
 
 def test_the_script_does_not_see_the_manifest() -> None:

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scar_supervisor import delegate, environment, parallel, program, scratch, staging
+from scar_supervisor import environment, parallel, program, scratch, staging
 from scar_supervisor.aws import configured_endpoint, find_region
 from scar_supervisor.contract import FunctionConfig, ImageDefaults, ObjectPath, load_config
 from scar_supervisor.credentials import Credentials
 from scar_supervisor.events import Event
-from scar_supervisor.faults import ConfigFault, EventFault, ScriptTimedOut, StagingFailed
+from scar_supervisor.faults import ConfigFault, ScriptTimedOut, StagingFailed
 from scar_supervisor.log import Log
 from scar_supervisor.sigv4 import Keys
 from tests.doubles.deep_tree import make_deep_tree
@@ -119,17 +119,6 @@ def test_the_config_comes_back_as_it_was_written():
 def test_a_text_that_is_no_config_is_refused(text):
     with pytest.raises(ValueError, match=r"config|JSON|Expecting"):
         load_config(text)
-
-
-def test_a_reference_comes_back_as_it_was_written():
-    reference = delegate.Reference("b", ".scar/events/x", "0" * 64)
-    assert delegate.parse_reference(str(reference)) == reference
-
-
-@pytest.mark.parametrize("text", ["", "s3://b", "http://b/k#sha256=" + "0" * 64, "s3://b/k#x"])
-def test_what_is_no_reference_is_an_event_fault(text):
-    with pytest.raises(EventFault, match="SCAR_EVENT_REFERENCE"):
-        delegate.parse_reference(text)
 
 
 def test_work_stops_at_the_first_failure_and_says_what_is_left():

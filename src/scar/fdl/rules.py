@@ -190,6 +190,36 @@ def fits_its_nodes(function: AwsFunction, at: Loc, target: str) -> Iterator[Faul
         )
 
 
+def gathers_jobs(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
+    """Events become an array job only where they become jobs of one node."""
+    its, loc = function.batch.coalesce, (*at, "batch", "coalesce")
+    if its is None:
+        return
+    if function.lambda_.execution_mode != "batch":
+        yield Fault(
+            loc,
+            "coalesce is for events that become jobs, but `execution_mode` is "
+            f"`{function.lambda_.execution_mode}`",
+            "set `execution_mode: batch`, or remove it",
+            is_about_key=True,
+        )
+    elif function.batch.multi_node_parallel.enabled:
+        yield Fault(
+            loc,
+            "coalesce makes array jobs, and their children have one node",
+            "remove it, or `multi_node_parallel`",
+            is_about_key=True,
+        )
+    elif its.window_s > function.lambda_.timeout / 2:
+        yield Fault(
+            (*loc, "window_s"),
+            f"window_s must be at most half of the timeout of {function.lambda_.timeout} seconds, "
+            f"got {its.window_s}",
+            "an invocation waits so long for other events, and must then submit them: raise "
+            "`lambda.timeout`",
+        )
+
+
 def fits_its_platform(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
     """What instances have and Fargate has not, and the other way round."""
     if function.lambda_.execution_mode == "lambda":
@@ -446,6 +476,7 @@ FUNCTION_RULES: tuple[FunctionRule, ...] = (
     keeps_time_to_finish,
     fits_the_compute_environment,
     fits_its_nodes,
+    gathers_jobs,
     fits_its_platform,
     lives_in_one_region,
     stays_out_of_reserved_names,

@@ -480,6 +480,15 @@ class MultiNodeParallel(Part):
     """The node that runs the script; its end is the job's."""
 
 
+class Coalesce(Part):
+    """`batch.coalesce`: many uploads in a short time become one array job."""
+
+    window_s: Annotated[Whole, Field(ge=1, le=600, json_schema_extra=_unit("seconds"))] = 10
+    """Seconds to wait for more events after the first."""
+    max_events: Annotated[Whole, Field(ge=2, le=10000)] = 10000
+    """At so many the job is submitted at once; an array has at most 10,000 children."""
+
+
 class Batch(Part):
     """`batch`: the job and the compute environment it runs on."""
 
@@ -522,6 +531,8 @@ class Batch(Part):
     """Variables of jobs only; `container.environment` wins where both have one."""
     compute_resources: ComputeResources = ComputeResources.model_construct()
     multi_node_parallel: MultiNodeParallel = MultiNodeParallel.model_construct()
+    coalesce: Coalesce | None = None
+    """Not set: every upload is a job of its own."""
 
     @property
     def max_v_cpus(self) -> int:

@@ -22,6 +22,7 @@ from scar.plan.resources import (
     TAG_OWNER,
     TAG_QUEUE,
     TAG_SUPERVISOR,
+    TAG_VERSION,
     Bucket,
     BucketSetup,
     BucketTrigger,
@@ -44,6 +45,7 @@ from scar_supervisor.contract import (
     EXIT_CONFIG,
     EXIT_NODE_LOST,
     EXIT_NOT_JOINED,
+    Burst,
     FunctionConfig,
     ImageDefaults,
     ObjectPath,
@@ -102,6 +104,8 @@ class ImageFacts:
     """False: a prepared image, used as it is; it is neither pushed nor deleted."""
     supervisor: str
     """Version of the supervisor in the image; empty where we do not know."""
+    version: str = ""
+    """Of the function's config in the image (FunctionConfig.version)."""
 
 
 def desired(
@@ -135,10 +139,17 @@ def function_config(
         stages_in=not its.file_stage_in,
         job_queue=queue_name(function, account) if in_batch else "",
         job_definition=its.name if in_batch else "",
+        job_attempts=1 + function.batch.retry,
+        burst=_burst(function) if in_batch else None,
         deployment_bucket=deployment_bucket(function, account),
         is_multi_node=in_batch and function.batch.multi_node_parallel.enabled,
         image=image,
     )
+
+
+def _burst(function: AwsFunction) -> Burst | None:
+    its = function.batch.coalesce
+    return Burst(its.window_s, its.max_events) if its is not None else None
 
 
 def deployment_bucket(function: AwsFunction, account: AccountFacts) -> str:
@@ -243,6 +254,7 @@ def _labels(function: AwsFunction, image: ImageFacts) -> dict[str, str]:
         TAG_BUCKET: function.lambda_.deployment.bucket or "",
         TAG_IMAGE: re.sub(r"[^\w\s.:/=+@-]", "_", name)[:256],
         TAG_SUPERVISOR: image.supervisor,
+        TAG_VERSION: image.version,
         TAG_KEEP_IMAGE: "" if function.ecr.delete_image else "true",
     }
     return {key: value for key, value in labels.items() if value}

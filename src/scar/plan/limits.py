@@ -20,11 +20,11 @@ from scar.fdl.source import Loc, dotted
 from scar.plan.desired import filters, object_path
 from scar.plan.resources import (
     DESTINATION_PREFIX,
-    STATE_PREFIX,
     TAG_CREATED_BY,
     TAG_FUNCTION,
     TAG_OWNER,
 )
+from scar_supervisor.records import STATE_PREFIX
 
 ENVIRONMENT_LIMIT_BYTES = 4096
 """Names and values of a function's variables together (Lambda quotas)."""

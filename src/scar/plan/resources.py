@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
+from scar_supervisor.records import STATE_PREFIX
+
 TAG_CREATED_BY = "createdby"
 TAG_OWNER = "owner"
 TAG_FUNCTION = "function"
@@ -24,6 +26,8 @@ TAG_KEEP_IMAGE = "scar:keep-image"
 """On a function: `rm` leaves its images (`ecr.delete_image: false`)."""
 TAG_SUPERVISOR = "scar:supervisor"
 """On a function: the version of the supervisor in its image."""
+TAG_VERSION = "scar:version"
+"""On a function: the version of what it does, by which is known what it has done already."""
 TAG_API = "scar:api"
 """On a function: how its REST API is called, such as `ANY scar/launch`: method, stage and path."""
 
@@ -75,9 +79,6 @@ class LifecycleRule:
             return f"expire {self.prefix} after {self.expires_days} days"
         return f"abort uploads to {self.prefix} after {self.aborts_uploads_days} days"
 
-
-STATE_PREFIX = ".scar/"
-"""Where everything that SCAR keeps in a deployment bucket is."""
 
 DESTINATION_PREFIX = "aws/lambda/async/"
 """Where Lambda keeps the events that failed for good; it takes no other.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from scar_supervisor.contract import FunctionConfig, StorageProvider
 from scar_supervisor.faults import ConfigFault
+
+if TYPE_CHECKING:
+    from scar_supervisor.storage.s3 import S3
 
 KINDS = ("s3", "minio")
 """Kinds of storage providers that this supervisor knows."""
@@ -19,11 +22,11 @@ class Storage(Protocol):
     def fetch(self, bucket: str, key: str, path: str, guard: Guard, size: int | None = None) -> int:
         """Copy an object into the new file `path`; its size in bytes. `size`: what it may have."""
 
-    def store(self, bucket: str, key: str, path: str) -> None:
-        """Copy the file `path` into an object."""
+    def store(self, bucket: str, key: str, path: str, about: Mapping[str, str]) -> None:
+        """Copy the file `path` into an object; `about` it is kept where the provider can."""
 
-    def store_bytes(self, bucket: str, key: str, data: bytes) -> None:
-        """Make an object of `data`."""
+    def holds(self, bucket: str, key: str, path: str, about: Mapping[str, str]) -> bool:
+        """Whether it is surely there already: the same bytes, and all that `about` says."""
 
 
 class Guard(Protocol):
@@ -58,10 +61,22 @@ class Storages:
     def __init__(
         self, environ: Mapping[str, str], providers: Mapping[str, StorageProvider] | None = None
     ) -> None:
-        self._openers: dict[str, Callable[[], Storage]] = {"s3": lambda: _open_s3(environ)}
+        self._openers: dict[str, Callable[[], Storage]] = {"s3": lambda: self.account}
         for name, its in (providers or {}).items():
             self._openers[name] = partial(_open, name, its, environ)
         self._open: dict[str, Storage] = {}
+        self._environ = environ
+        self._account: S3 | None = None
+
+    @property
+    def account(self) -> S3:
+        """The account's own S3, whatever the providers are."""
+        if self._account is None:
+            # Not at start: OpenSSL's library takes time to load, and many events touch no storage.
+            from scar_supervisor.storage.s3 import open_s3
+
+            self._account = open_s3(self._environ)
+        return self._account
 
     def __getitem__(self, provider: str) -> Storage:
         """The provider of that name. Raises ConfigFault where there is none."""
@@ -70,13 +85,6 @@ class Storages:
         if provider not in self._open:
             self._open[provider] = self._openers[provider]()
         return self._open[provider]
-
-
-def _open_s3(environ: Mapping[str, str]) -> Storage:
-    # Not at start: OpenSSL's library takes time to load, and many events touch no storage.
-    from scar_supervisor.storage.s3 import open_s3
-
-    return open_s3(environ)
 
 
 def _open(name: str, provider: StorageProvider, environ: Mapping[str, str]) -> Storage:

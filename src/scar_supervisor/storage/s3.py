@@ -6,7 +6,8 @@ import base64
 import binascii
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scar_supervisor import sigv4
@@ -43,6 +44,14 @@ def open_provider(
     return S3(Client("s3", environ, credentials, provider=provider), name)
 
 
+@dataclass(frozen=True)
+class Found:
+    """A small object: its bytes, and the ETag to replace it by."""
+
+    data: bytes
+    etag: str
+
+
 class S3:
     """A storage provider that speaks S3; `name` is for messages."""
 
@@ -68,27 +77,101 @@ class S3:
             headers = {"Range": f"bytes={start}-{start + length - 1}"}
             return self._at(bucket, key).ask("GET", headers=headers).body
 
-    def store(self, bucket: str, key: str, path: str) -> None:
-        """Copy the file `path` into an object. Raises StagingFailed where that is refused."""
+    def store(self, bucket: str, key: str, path: str, about: Mapping[str, str]) -> None:
+        """Copy the file `path` into an object with `about` as its user metadata.
+
+        Raises StagingFailed where that is refused.
+        """
+        headers = {f"x-amz-meta-{name}": value for name, value in about.items()}
         with _Told(self._name, bucket, key):
             size = os.stat(path).st_size
             if size <= SINGLE_PUT_LIMIT_BYTES:
-                self._put(bucket, key, FilePart(path, 0, size))
+                self._put(bucket, key, FilePart(path, 0, size), headers)
             else:
-                self._put_in_parts(bucket, key, path, size)
+                self._put_in_parts(bucket, key, path, size, headers)
 
-    def store_bytes(self, bucket: str, key: str, data: bytes) -> None:
-        """Make an object of `data`. Raises StagingFailed where that is refused."""
+    def holds(self, bucket: str, key: str, path: str, about: Mapping[str, str]) -> bool:
+        """Whether `store` would change nothing: the same bytes, and all that `about` says.
+
+        False too where the object cannot be looked at, or is encrypted so that its ETag is no MD5.
+        """
+        try:
+            headers = self._at(bucket, key).ask("HEAD").headers
+        except (ServiceError, Unreachable):
+            return False
+        told = all(headers.get(f"x-amz-meta-{name}") == value for name, value in about.items())
+        return told and headers.get("etag", "").strip('"') == _etag(path)
+
+    def load_whole(self, bucket: str, key: str) -> bytes:
+        """A small object. Raises StagingFailed where it cannot be read."""
         with _Told(self._name, bucket, key):
-            self._put(bucket, key, data)
+            return self._at(bucket, key).ask("GET").body
 
-    def _put(self, bucket: str, key: str, body: Body) -> None:
-        headers = {"x-amz-checksum-crc32": _crc32(body)}
-        self._at(bucket, key).ask("PUT", headers=headers, body=body)
+    def load(self, bucket: str, key: str) -> Found | None:
+        """A small object, or None. Raises ServiceError or Unreachable."""
+        try:
+            reply = self._at(bucket, key).ask("GET")
+        except ServiceError as error:
+            if error.code == "NoSuchKey":
+                return None
+            raise
+        return Found(reply.body, reply.headers.get("etag", ""))
 
-    def _put_in_parts(self, bucket: str, key: str, path: str, size: int) -> None:
+    def write(
+        self, bucket: str, key: str, data: bytes, condition: Mapping[str, str] | None = None
+    ) -> str | None:
+        """Make an object of `data`, its ETag; None where `condition` (If-Match, …) does not hold.
+
+        Raises ServiceError or Unreachable.
+        """
+        try:
+            return self._put(bucket, key, data, condition or {})
+        except ServiceError as error:
+            # If-Match on what is not there is answered 404 (S3 user guide, "Conditional writes").
+            if error.status == 412 or (condition and error.code == "NoSuchKey"):
+                return None
+            raise
+
+    def names(self, bucket: str, prefix: str, most: int) -> list[str]:
+        """The first keys of ours that start with `prefix`: none has a character to be escaped.
+
+        Raises ServiceError or Unreachable.
+        """
+        found: list[str] = []
+        after = ""
+        while len(found) < most:
+            query = [("list-type", "2"), ("prefix", prefix)]
+            query += [("start-after", after)] if after else []
+            text = self._at(bucket, "").ask("GET", tuple(query)).body.decode()
+            page = re.findall("<Key>(.*?)</Key>", text)
+            found += page
+            if xml_value(text, "IsTruncated") != "true" or not page:
+                break
+            after = page[-1]
+        return found[:most]
+
+    def remove(self, bucket: str, keys: Sequence[str]) -> None:
+        """Delete objects of ours; that they are gone already is as good.
+
+        Raises ServiceError or Unreachable.
+        """
+        for start in range(0, len(keys), 1000):  # DeleteObjects takes no more
+            some = keys[start : start + 1000]
+            listed = "".join(f"<Object><Key>{key}</Key></Object>" for key in some)
+            body = f"<Delete><Quiet>true</Quiet>{listed}</Delete>".encode()
+            headers = {"x-amz-checksum-crc32": _crc32(body)}
+            self._at(bucket, "").ask("POST", (("delete", ""),), headers, body)
+
+    def _put(self, bucket: str, key: str, body: Body, headers: Mapping[str, str]) -> str:
+        told = {"x-amz-checksum-crc32": _crc32(body), **headers}
+        return self._at(bucket, key).ask("PUT", headers=told, body=body).headers.get("etag", "")
+
+    def _put_in_parts(
+        self, bucket: str, key: str, path: str, size: int, headers: Mapping[str, str]
+    ) -> None:
         target = self._at(bucket, key)
-        created = target.ask("POST", (("uploads", ""),), {"x-amz-checksum-algorithm": "CRC32"})
+        told = {"x-amz-checksum-algorithm": "CRC32", **headers}
+        created = target.ask("POST", (("uploads", ""),), told)
         upload_id = xml_value(created.body.decode(), "UploadId")
         try:
             self._put_parts(target, upload_id, path, size)
@@ -97,11 +180,7 @@ class S3:
             raise
 
     def _put_parts(self, target: _Target, upload_id: str, path: str, size: int) -> None:
-        part_size = max(PART_BYTES, -(-size // MOST_PARTS))
-        parts = [
-            FilePart(path, offset, min(part_size, size - offset))
-            for offset in range(0, size, part_size)
-        ]
+        parts = _parts(path, size)
         sent: dict[int, tuple[str, str]] = {}
 
         def put(number: int) -> None:
@@ -189,7 +268,7 @@ class _Target:
     def _address(self) -> tuple[str, str]:
         key = sigv4.encode_path(self.key)
         if self.client.endpoint:
-            return self.client.endpoint, f"/{self.bucket}/{key}"
+            return self.client.endpoint, f"/{self.bucket}/{key}" if key else f"/{self.bucket}"
         host = regional_host("s3", self._region)
         if "." in self.bucket:  # the certificate's wildcard covers one label
             return f"https://{host}", f"/{self.bucket}/{key}"
@@ -310,6 +389,31 @@ class _Checksum:
 def _total_size(reply: Reply | None, otherwise: int) -> int:
     total = reply.headers.get("content-range", "").rpartition("/")[2] if reply else ""
     return int(total) if total.isdigit() else otherwise
+
+
+def _parts(path: str, size: int) -> list[FilePart]:
+    part_size = max(PART_BYTES, -(-size // MOST_PARTS))
+    return [
+        FilePart(path, offset, min(part_size, size - offset))
+        for offset in range(0, size, part_size)
+    ]
+
+
+def _etag(path: str) -> str:
+    """The ETag that a file sent by `store` has: of parts, the MD5 of their MD5s."""
+    size = os.stat(path).st_size
+    if size <= SINGLE_PUT_LIMIT_BYTES:
+        return _md5(FilePart(path, 0, size)).hexdigest()
+    parts = _parts(path, size)
+    both = hashlib.md5(b"".join(_md5(part).digest() for part in parts), usedforsecurity=False)
+    return f"{both.hexdigest()}-{len(parts)}"
+
+
+def _md5(part: FilePart) -> hashlib._Hash:
+    digest = hashlib.md5(usedforsecurity=False)
+    for chunk in part.chunks():
+        digest.update(chunk)
+    return digest
 
 
 def _crc32(body: Body) -> str:
