@@ -165,7 +165,7 @@ class _Cloud:
         Clients that come before wait: the port listens from the beginning.
         """
         self._sweep()
-        self._functions.start()
+        self._functions.start(self._s3)
         self._batch.start()
         self._events.start()
         for name, target in (("server", self._serve), ("warm-up", self._warm_up)):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from scar_local.destinations import Buckets, Destinations
 from scar_local.engines import Engine, EngineError
 from scar_local.environments import Environments, LogSink, Outcome, Stopping, Target
 from scar_local.function_limits import (
@@ -105,10 +106,14 @@ class Functions:
         self._environments = Environments(
             engine, logs, endpoint, self._settings.concurrency, self._settings.idle_s
         )
-        self._invocations = Invocations(store, self._run_queued, self._settings.concurrency)
+        self._invocations = Invocations(store, self._run_queued, self._settings.concurrency, self)
 
-    def start(self) -> None:
-        """Run again what was running when the last process ended, and what is queued."""
+    def start(self, buckets: Buckets) -> None:
+        """Run again what was running when the last process ended, and what is queued.
+
+        `buckets` is S3, where events are kept that failed for good.
+        """
+        self._destinations = Destinations(buckets)
         self._invocations.start()
 
     def stop(self) -> None:
@@ -132,6 +137,16 @@ class Functions:
     def wake(self) -> None:
         """Look at the queue: something was committed."""
         self._invocations.wake()
+
+    def give_up(self, db: sqlite3.Connection, queued: Queued, verdict: Verdict) -> None:
+        """An event failed for good: send it to its function's destination."""
+        record = self._read(queued.function)
+        if record is not None:
+            self._destinations.send(db, record, queued, verdict)
+
+    def gave_up(self) -> None:
+        """That is committed."""
+        self._destinations.sent()
 
     def counts(self) -> dict[str, int]:
         """Numbers for `scar local status`."""
@@ -452,13 +467,13 @@ class Functions:
         events = record["events"] or {}
         max_age_s = events.get("MaximumEventAgeInSeconds", MAX_EVENT_AGE_S)
         if time.time() - queued.accepted > max_age_s:
-            return Verdict(f"older than {max_age_s} s")
+            return Verdict(f"older than {max_age_s} s", is_too_old=True)
         outcome = self._run(record, queued.request_id, queued.payload)
         if outcome.error_type is None:
             return Verdict()
         error = outcome.payload[:1000].decode("utf-8", "replace")
         if queued.attempt > events.get("MaximumRetryAttempts", MAX_RETRIES):
-            return Verdict(error)
+            return Verdict(error, response=outcome.payload)
         delays = self._settings.retry_delays_s
         return Verdict(error, delays[min(queued.attempt, len(delays)) - 1])
 
@@ -479,8 +494,9 @@ class Functions:
                 if not low <= params[key] <= high:
                     raise invalid(f"{key} must be {low} to {high}, not {params[key]}")
                 config[key] = params[key]
-        if any((params.get("DestinationConfig") or {}).values()):
-            raise invalid("DestinationConfig is not in the local cloud: leave it out")
+        given = params.get("DestinationConfig")
+        if given is not None or "DestinationConfig" not in config:
+            config["DestinationConfig"] = self._destinations.checked(given or {})
         with self._store.write() as db:
             record = self._existing(request)
             config["FunctionArn"] = f"{record['configuration']['FunctionArn']}:$LATEST"

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from scar_local.background import Background
 from scar_local.environments import Stopping
@@ -61,13 +62,29 @@ class Verdict:
 
     error: str = ""
     retry_in_s: float | None = None
+    is_too_old: bool = False
+    """Whether it was given up without an attempt, for its age."""
+    response: bytes | None = None
+    """What the function answered, where it failed."""
+
+
+class GivesUp(Protocol):
+    """What becomes of an event that failed for good."""
+
+    def give_up(self, db: sqlite3.Connection, queued: Queued, verdict: Verdict) -> None:
+        """Keep it, within the transaction that forgets its payload."""
+
+    def gave_up(self) -> None:
+        """That is committed."""
 
 
 class Invocations:
     """The queue. `run` serves one attempt in a worker's thread and may raise Stopping."""
 
-    def __init__(self, store: Store, run: Callable[[Queued], Verdict], workers: int) -> None:
-        self._store, self._run, self._limit = store, run, workers
+    def __init__(
+        self, store: Store, run: Callable[[Queued], Verdict], workers: int, failed: GivesUp
+    ) -> None:
+        self._store, self._run, self._limit, self._failed = store, run, workers, failed
         self._counting = threading.Lock()
         self._busy = 0
         self._finished = 0
@@ -201,6 +218,8 @@ class Invocations:
                     (time.time() + verdict.retry_in_s, verdict.error, queued.request_id),
                 )
                 return
+            if verdict.error:
+                self._failed.give_up(db, queued, verdict)
             db.execute(
                 "UPDATE lambda_invocations SET state = ?, payload = NULL, due = ?, error = ?"
                 " WHERE request_id = ?",
@@ -214,6 +233,8 @@ class Invocations:
             self._finished += 1
             if self._finished % _TRIM_EVERY == 0:
                 _trim(db)
+        if verdict.error:
+            self._failed.gave_up()
 
 
 def _trim(db: sqlite3.Connection) -> None:

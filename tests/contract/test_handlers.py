@@ -18,6 +18,7 @@ from scar.plan.resources import (
     BucketSetup,
     BucketTrigger,
     ComputeEnvironment,
+    FailureDestination,
     Function,
     Image,
     JobDefinition,
@@ -119,6 +120,11 @@ def cases(account, n, images):
             ),
             images,
         ),
+        "failure destination": (
+            FailureDestination(function.name, f"arn:aws:s3:::{bucket.name}"),
+            FailureDestination(function.name, f"arn:aws:s3:::{bucket.name}-2"),
+            [*images, function, bucket, Bucket(f"{bucket.name}-2")],
+        ),
         "permission": (permission, None, [*images, function]),
         "trigger": (
             trigger,
@@ -154,6 +160,7 @@ def run(resources, keepers):
 
 KINDS = [
     *("log group", "bucket", "bucket setup", "repository", "image", "function", "permission"),
+    "failure destination",
     *("trigger", "compute environment", "job queue", "job definition", "REST API"),
 ]
 
@@ -303,6 +310,20 @@ def test_a_bucket_keeps_the_notifications_of_others(account, cloud):
         f"scar-{other.name}",
     ]
     assert isinstance(keepers["trigger"], BucketTriggers)
+
+
+def test_a_failure_destination_leaves_other_settings_as_they_are(account, cloud):
+    n, images, keepers = cloud
+    wanted, _, needed = cases(account, n, images)["failure destination"]
+    run(needed, keepers)
+    client = account.client("lambda")
+    client.put_function_event_invoke_config(FunctionName=wanted.name, MaximumRetryAttempts=1)
+    assert keepers["failure destination"].read(wanted.name) is None
+    run([wanted], keepers)
+    keepers["failure destination"].delete(wanted)
+    found = client.get_function_event_invoke_config(FunctionName=wanted.name)
+    assert found["MaximumRetryAttempts"] == 1
+    assert not found["DestinationConfig"]["OnFailure"]
 
 
 def test_old_revisions_of_a_job_definition_are_removed(account, cloud):

@@ -1,4 +1,4 @@
-"""Lambda and its logs alone, served to boto3 over a real port; functions are plain processes."""
+"""Lambda, its logs and S3 alone, served to boto3 over a real port; functions are processes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import boto3
 from botocore.config import Config
 
 from scar_local.door import Control, Door
+from scar_local.events import Events
 from scar_local.functions import Functions, Settings
 from scar_local.http import Exchange, Server
 from scar_local.logs import Logs
+from scar_local.s3.service import S3
 from scar_local.store import Store
 from tests.doubles.process_engine import ProcessEngine
 
@@ -41,14 +43,16 @@ class LocalLambda:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._serving = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._serving.start()
-        self.client = self._client()
+        self.client = self.client_of("lambda")
         self._open()
 
     def restart(self) -> None:
+        self.events.stop()
         self.functions.stop()
         self._open()
 
     def close(self) -> None:
+        self.events.stop()
         self.functions.stop()
         self._server.shutdown()
         self._serving.join()
@@ -79,14 +83,17 @@ class LocalLambda:
             settings=self._settings,
             resolve=self.resolve,
         )
-        self.functions.start()
+        self.events = Events(self.store, self.functions)
+        s3 = S3(self.store, self.events.record, self.events.wake)
+        self.functions.start(s3)
+        self.events.start()
         nothing = Nothing()
         control = Control(dict, lambda: None)
-        self._door = Door({"lambda": self.functions}, nothing, nothing, nothing, control)
+        self._door = Door({"lambda": self.functions}, s3, nothing, nothing, control)
 
-    def _client(self) -> Any:
+    def client_of(self, service: str) -> Any:
         return boto3.client(
-            "lambda",
+            service,
             region_name="eu-west-1",
             endpoint_url=self.url,
             aws_access_key_id="local",

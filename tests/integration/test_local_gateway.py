@@ -18,6 +18,7 @@ from scar_local.gateway_endpoint import BODY_LIMIT, PREFIX, Endpoint
 from scar_local.http import Server
 from scar_local.identity import Tagging
 from scar_local.logs import Logs
+from scar_local.s3.service import S3
 from scar_local.store import Store
 from tests.doubles.local_lambda import IMAGE, PROGRAM, ROLE, Nothing
 from tests.doubles.process_engine import ProcessEngine
@@ -50,7 +51,7 @@ class House:
             store, engine, Logs(store), lambda: "", settings=Settings(8, 300.0, (0.1, 0.1))
         )
         gateway, nothing = Gateway(store), Nothing()
-        self.functions.start()
+        self.functions.start(S3(store, lambda db, created: None))
         services = {
             "lambda": self.functions,
             "apigateway": gateway,

@@ -11,6 +11,7 @@ from scar.plan.resources import (
     BucketSetup,
     BucketTrigger,
     ComputeEnvironment,
+    FailureDestination,
     Function,
     Image,
     JobDefinition,
@@ -117,6 +118,20 @@ def test_the_local_cloud_fills_in_what_only_an_account_can_give():
     (function,) = (r for r in found if isinstance(r, Function))
     assert (compute.subnets, compute.security_group_ids) == (("subnet-local",), ("sg-local",))
     assert function.role_arn == "arn:aws:iam::000000000000:role/scar-local"
+
+
+def test_lambda_keeps_failed_events_where_the_role_is_ours():
+    def destinations(account, **iam):
+        function = {**a_function(), "iam": iam}
+        found = resources(function, account=account)
+        return [one.destination for one in found if isinstance(one, FailureDestination)]
+
+    role = "arn:aws:iam::123456789012:role/scar"
+    assert destinations(AWS) == ["arn:aws:s3:::scar-123456789012-eu-west-1"]
+    assert destinations(AWS, role=role) == []
+    assert destinations(LOCAL, role=role) == ["arn:aws:s3:::scar-000000000000-us-east-1"]
+    china = dataclasses.replace(AWS, region="cn-north-1")
+    assert destinations(china) == ["arn:aws-cn:s3:::scar-123456789012-cn-north-1"]
 
 
 def test_a_prepared_image_is_neither_pushed_nor_deleted():

@@ -24,6 +24,7 @@ from scar.plan.resources import (
     TAG_MODE,
     TAG_OWNER,
     TAG_SUPERVISOR,
+    FailureDestination,
     Function,
     Permission,
 )
@@ -157,6 +158,61 @@ class Functions:
                 self._client.untag_resource(Resource=arn, TagKeys=gone)
             if wanted.tags:
                 self._client.tag_resource(Resource=arn, Tags=wanted.tags)
+
+
+class FailureDestinations:
+    """Handler of `FailureDestination`: one value among a function's asynchronous settings."""
+
+    def __init__(self, account: Account) -> None:
+        self._client = account.client("lambda")
+
+    def read(self, name: str) -> FailureDestination | None:
+        """Where failed events go, or None."""
+        try:
+            with speaking_to("lambda"):
+                its = self._client.get_function_event_invoke_config(FunctionName=name)
+        except CloudError as exc:
+            if is_absent(exc):
+                return None
+            raise
+        arn = its.get("DestinationConfig", {}).get("OnFailure", {}).get("Destination")
+        return FailureDestination(name, arn) if arn else None
+
+    def create(self, wanted: FailureDestination) -> None:
+        """Set the destination and leave the other settings as they are."""
+
+        def write() -> None:
+            try:
+                self._update(wanted.name, wanted.destination)
+            except CloudError as exc:
+                if not is_absent(exc):
+                    raise
+                with speaking_to("lambda"):
+                    self._client.put_function_event_invoke_config(
+                        FunctionName=wanted.name,
+                        DestinationConfig={"OnFailure": {"Destination": wanted.destination}},
+                    )
+
+        retrying(write, _policy_is_too_new)
+
+    def update(self, wanted: FailureDestination, found: FailureDestination) -> None:
+        """Set the other destination."""
+        self.create(wanted)
+
+    def delete(self, found: FailureDestination) -> None:
+        """Set none."""
+        try:
+            self._update(found.name, None)
+        except CloudError as exc:
+            if not is_absent(exc):
+                raise
+
+    def _update(self, name: str, arn: str | None) -> None:
+        config: Any = {"OnFailure": {"Destination": arn} if arn else {}}
+        with speaking_to("lambda"):
+            self._client.update_function_event_invoke_config(
+                FunctionName=name, DestinationConfig=config
+            )
 
 
 class Permissions:
@@ -354,6 +410,11 @@ def _architecture(function: Function) -> Any:
 def _role_is_too_new(error: CloudError) -> bool:
     """IAM tells Lambda of a new role some seconds after it has told us."""
     return error.code == "InvalidParameterValueException" and "cannot be assumed" in str(error)
+
+
+def _policy_is_too_new(error: CloudError) -> bool:
+    """Lambda tests what the role allows at once, which may not have reached it yet."""
+    return error.code == "InvalidParameterValueException" and "does not have perm" in str(error)
 
 
 def _condition(statement: Mapping[str, Any], key: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from scar.aws.account import Account
 from scar.aws.batch import ComputeEnvironments, JobDefinitions, JobQueues
 from scar.aws.buckets import Buckets, BucketSetups, BucketTriggers
-from scar.aws.functions import Functions, Permissions
+from scar.aws.functions import FailureDestinations, Functions, Permissions
 from scar.aws.gateway import RestApis
 from scar.aws.log_groups import LogGroups
 from scar.aws.repositories import Images, Push, Repositories
@@ -43,6 +43,7 @@ def handlers(account: Account, pushes: Mapping[str, Push] | None = None) -> dict
         kinds.Repository.kind: Repositories(account),
         kinds.Image.kind: Images(account, pushes or {}),
         kinds.Function.kind: Functions(account),
+        kinds.FailureDestination.kind: FailureDestinations(account),
         kinds.Permission.kind: Permissions(account),
         kinds.BucketTrigger.kind: BucketTriggers(account),
         kinds.ComputeEnvironment.kind: ComputeEnvironments(account),

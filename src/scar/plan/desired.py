@@ -27,6 +27,7 @@ from scar.plan.resources import (
     BucketSetup,
     BucketTrigger,
     ComputeEnvironment,
+    FailureDestination,
     Function,
     Image,
     JobDefinition,
@@ -81,15 +82,18 @@ class AccountFacts:
         """The deployment bucket of functions whose FDL names none."""
         return f"scar-{self.id}-{self.region}"
 
-    def arn(self, service: str, resource: str, region: str | None = None) -> str:
-        """The ARN of a resource in this account."""
+    def arn(
+        self, service: str, resource: str, region: str | None = None, owner: str | None = None
+    ) -> str:
+        """The ARN of a resource in this account; of some services without region or account."""
         partition = "aws"
         if self.region.startswith("cn-"):
             partition = "aws-cn"
         elif self.region.startswith("us-gov-"):
             partition = "aws-us-gov"
         place = self.region if region is None else region
-        return f"arn:{partition}:{service}:{place}:{self.id}:{resource}"
+        account = self.id if owner is None else owner
+        return f"arn:{partition}:{service}:{place}:{account}:{resource}"
 
 
 @dataclass(frozen=True)
@@ -240,6 +244,9 @@ def _of_function(
         security_group_ids=tuple(sorted(its.vpc.SecurityGroupIds)),
         file_systems=tuple((one.Arn, one.LocalMountPath) for one in its.file_system),
     )
+    if account.is_local or not function.iam.role:
+        # A role of the user's may not allow it, and Lambda would refuse the destination.
+        yield FailureDestination(its.name, account.arn("s3", bucket, region="", owner=""))
     yield from _storage(function, account)
     yield from _api(function, account, tags)
 

@@ -152,6 +152,20 @@ class Function:
 
 
 @dataclass(frozen=True)
+class FailureDestination:
+    """Where Lambda sends the events that a function failed for good, as an ARN.
+
+    Whoever takes the function away takes it away too; other settings of asynchronous invocation
+    are not ours.
+    """
+
+    kind: ClassVar[str] = "failure destination"
+    name: str
+    """The function's."""
+    destination: str
+
+
+@dataclass(frozen=True)
 class Permission:
     """A statement of a function's resource policy that lets a bucket invoke it."""
 
@@ -287,6 +301,7 @@ Resource: TypeAlias = (
     | Repository
     | Image
     | Function
+    | FailureDestination
     | Permission
     | BucketTrigger
     | ComputeEnvironment
@@ -316,6 +331,11 @@ def needs(resource: Resource) -> tuple[ResourceId, ...]:
             )
         case BucketSetup():
             return (ResourceId(Bucket.kind, resource.name),)
+        case FailureDestination():
+            return (
+                ResourceId(Function.kind, resource.name),
+                ResourceId(Bucket.kind, resource.destination.rpartition(":")[2]),
+            )
         case Permission():
             return (ResourceId(Function.kind, resource.function),)
         case BucketTrigger():
@@ -323,6 +343,7 @@ def needs(resource: Resource) -> tuple[ResourceId, ...]:
                 ResourceId(Bucket.kind, resource.bucket),
                 ResourceId(Permission.kind, f"{resource.function}/{resource.bucket}"),
                 ResourceId(Function.kind, resource.function),
+                ResourceId(FailureDestination.kind, resource.function),
                 ResourceId(JobDefinition.kind, resource.function),
             )
         case RestApi():

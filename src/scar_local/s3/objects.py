@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,15 @@ from urllib.parse import parse_qsl, unquote
 
 from scar_local.events import CreatedObject
 from scar_local.s3 import checksums
-from scar_local.s3.body import MAX_PUT_BYTES, Blob, copy_blob, digests, read_document, receive
+from scar_local.s3.body import (
+    MAX_PUT_BYTES,
+    Blob,
+    copy_blob,
+    digests,
+    new_blob,
+    read_document,
+    receive,
+)
 from scar_local.s3.call import Call, Element, Elements, S3Error, echo, iso, malformed, parse_xml
 from scar_local.s3.checksums import Algorithm, Checksum
 from scar_local.s3.conditions import (
@@ -95,6 +104,28 @@ class Writer:
             raise
         self._after_commit()
         self.free(freed)
+
+    def deposit(self, db: sqlite3.Connection, bucket: str, key: str, data: bytes) -> bool:
+        """Make a new key an object within an open transaction; False: there is no such bucket."""
+        try:
+            region = find_bucket(db, bucket).region
+        except S3Error:
+            return False
+        with new_blob(self.store) as (blob, path):
+            path.write_bytes(data)
+            md5, _ = digests(path, None)
+            now = time.time()
+            headers = {"content-type": "application/json"}
+            new = StoredObject(bucket, key, blob, len(data), md5, int(now), headers)
+            put_object(db, new)
+            self._on_created(
+                db,
+                CreatedObject(
+                    bucket, key, "ObjectCreated:Put", region, len(data), md5,
+                    secrets.token_hex(8).upper(), "127.0.0.1", now,
+                ),
+            )  # fmt: skip
+        return True
 
     def delete(self, call: Call, key: str, etag: str = "") -> None:
         """Remove an object; none there is fine, as on S3. Raises S3Error for another ETag."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from calendar import timegm
 from collections.abc import Callable, Mapping
@@ -45,8 +46,8 @@ class S3:
         can_invoke: CanInvoke = lambda _bucket, _function_arn: True,
     ) -> None:
         store.install(state.SCHEMA)
-        self._store = store
-        writer = Writer(store, on_created, after_commit)
+        self._store, self.wake = store, after_commit
+        writer = self._writer = Writer(store, on_created, after_commit)
         self._routes = {
             **_bucket_routes(BucketCalls(writer, can_invoke), ListCalls(store)),
             **_object_routes(ObjectCalls(writer), MultipartCalls(writer)),
@@ -76,6 +77,18 @@ class S3:
             self._refuse(
                 call, S3Error("InternalError", f"{type(exc).__name__}: {exc}; see daemon.log", 500)
             )
+
+    def has_bucket(self, name: str) -> bool:
+        """Whether there is such a bucket."""
+        db = self._store.read()
+        return bool(db.execute("SELECT 1 FROM s3_buckets WHERE name = ?", (name,)).fetchone())
+
+    def deposit(self, db: sqlite3.Connection, bucket: str, key: str, data: bytes) -> bool:
+        """Put an object of another service within its transaction; False: there is no such bucket.
+
+        Call `wake` after the commit. What is left of it where that fails, `sweep` removes.
+        """
+        return self._writer.deposit(db, bucket, key, data)
 
     def sweep(self) -> int:
         """Remove blobs that a crash left without a row; how many. Call before serving."""

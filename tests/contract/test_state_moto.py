@@ -1,7 +1,11 @@
-"""What is asked of S3's buckets, asked of moto: another reader of AWS's documentation than ours."""
+"""What SCAR sets on buckets and functions to keep its state, asked of moto: another reader."""
 
 from __future__ import annotations
 
+import io
+import zipfile
+
+import boto3
 import pytest
 from moto import mock_aws
 
@@ -9,7 +13,7 @@ from scar.apply import observe
 from scar.aws.account import Account, Target
 from scar.aws.handlers import handlers
 from scar.plan.diff import to_reach
-from scar.plan.resources import Bucket, BucketSetup, id_of
+from scar.plan.resources import Bucket, BucketSetup, FailureDestination, id_of
 
 
 @pytest.fixture(params=["us-east-1", "eu-west-1"])
@@ -43,3 +47,24 @@ def test_moto_takes_the_setup_of_a_deployment_bucket(account: Account, is_defaul
     keepers["bucket setup"].delete(wanted[1])
     left = account.client("s3").get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
     assert left == [theirs]
+
+
+def test_moto_takes_a_bucket_as_a_failure_destination(account: Account) -> None:
+    role = boto3.client("iam", "us-east-1").create_role(
+        RoleName="f", AssumeRolePolicyDocument="{}"
+    )["Role"]["Arn"]
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("f.py", "")
+    account.client("lambda").create_function(
+        FunctionName="f", Role=role, Runtime="python3.13", Handler="f.f",
+        Code={"ZipFile": archive.getvalue()},
+    )  # fmt: skip
+    bucket = account.facts().default_bucket
+    wanted, keepers = FailureDestination("f", f"arn:aws:s3:::{bucket}"), handlers(account)
+    keeper = keepers["failure destination"]
+    keepers["bucket"].create(Bucket(bucket))
+    assert keeper.read("f") is None
+    keeper.create(wanted)
+    assert keeper.read("f") == wanted
+    assert keeper.read("another") is None
