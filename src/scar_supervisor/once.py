@@ -94,6 +94,8 @@ class Mark:
     claim: Claim
     object_id: str = ""
     etag: str = ""
+    is_repeated: bool = False
+    """Whether somebody has begun with the same work before and may have left outputs."""
 
 
 class Once:
@@ -211,7 +213,7 @@ class Once:
                 next_ = verdict
             etag = account.write(self._bucket, key, next_.dump(), {"If-Match": found.etag})
             if etag is not None:
-                return Mark(item, next_, its_id, etag)
+                return Mark(item, next_, its_id, etag, self._repeats(theirs, item))
         raise StagingFailed(f"s3://{self._bucket}/{key}", f"is written by others {TRIES} times")
 
     def _judge(self, item: InputObject, its_id: str, theirs: Claim, mine: Claim) -> Claim | Already:
@@ -231,6 +233,12 @@ class Once:
         elif not self._may_take(theirs):
             return Already(item, False, theirs.owner, theirs.is_job)
         return mine
+
+    def _repeats(self, theirs: Claim | None, item: InputObject) -> bool:
+        # A claim without an attempt was handed over by who did not upload anything.
+        if theirs is None or self._forced or not theirs.attempts:
+            return False
+        return not _is_newer(item.sequencer, theirs.sequencer)
 
     def _may_take(self, theirs: Claim) -> bool:
         """Whether who holds the claim has ended, or has handed it on to us."""

@@ -147,6 +147,9 @@ class Failed:
             raise ValueError(f"not a failed event: {exc}") from exc
 
 
+RECORD = "scar-record"
+"""Metadata that names function, its version, and the object and version that an output is of."""
+
 LINEAGE_LIMIT_BYTES = 2048
 """Of an object's user metadata, names and values together (S3 user guide, "Object metadata")."""
 
@@ -159,10 +162,11 @@ class Lineage:
     version: str
     run: str
     """`invocation:<request id>` or `job:<job id>`."""
-    image: str
-    script: str
-    """sha256 of the script that ran; empty where it was the image's own program."""
     duration_ms: int
+    image: str = ""
+    """Digest of the user's image."""
+    script: str = ""
+    """sha256 of the script that ran; empty where it was the image's own program."""
     record: str = ""
     """Key of the `Done` in the deployment bucket; empty where the event had no object."""
     bucket: str = ""

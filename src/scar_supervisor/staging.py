@@ -55,8 +55,8 @@ class Output:
     directory: str
     about: Mapping[str, str]
     """Metadata of every copy."""
-    is_repeated: bool = False
-    """Whether an earlier attempt may have copied some of it: what is there is not sent again."""
+    known_by: Mapping[str, str] | None = None
+    """Metadata of what an earlier attempt may have copied: the same is not sent again."""
 
 
 def stage_out(
@@ -81,7 +81,7 @@ def stage_out(
 
     def send(upload: _Upload) -> None:
         storage, place = storages[upload.provider], (upload.bucket, upload.key, upload.path)
-        if output.is_repeated and storage.holds(*place, output.about):
+        if output.known_by and storage.holds(*place, output.known_by):
             log.info(f"{upload.target} is there already, from an earlier attempt")
             return
         storage.store(*place, output.about)

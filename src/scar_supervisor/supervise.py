@@ -14,7 +14,7 @@ from scar_supervisor.events import Event, InputObject
 from scar_supervisor.faults import ConfigFault, EventFault, ScriptFailed, ScriptTimedOut, Stopped
 from scar_supervisor.log import Log
 from scar_supervisor.once import Already, Mark, Once, Owner
-from scar_supervisor.records import STATE_PREFIX, Lineage, Reference
+from scar_supervisor.records import RECORD, STATE_PREFIX, Lineage, Reference
 from scar_supervisor.scratch import Scratch
 from scar_supervisor.script import Limits, Outcome
 from scar_supervisor.storage import Storages, check_providers
@@ -164,8 +164,9 @@ class Supervisor:
                 return outcome
             mark = run.mark
             lineage = self._lineage(run, outcome, once.done_key(mark) if mark else "")
-            is_repeated = mark is not None and mark.claim.attempts > 1
-            output = staging.Output(directories.output, lineage.metadata(), is_repeated)
+            about = lineage.metadata()
+            known_by = {RECORD: about[RECORD]} if mark and mark.is_repeated else None
+            output = staging.Output(directories.output, about, known_by)
             copies = staging.stage_out(config, output, self._storages, self._log)
             self._log.info(f"staged out {len(copies)} files")
             if mark is not None:

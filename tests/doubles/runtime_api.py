@@ -37,9 +37,13 @@ class RuntimeApi:
         self._serving = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._serving.start()
 
-    def push(self, event: Any, seconds: float = 30.0) -> str:
-        """Hand an event (JSON data, or bytes as they are) to the runtime; its request id."""
-        request_id = str(uuid.uuid4())
+    def push(self, event: Any, seconds: float = 30.0, request_id: str = "") -> str:
+        """Hand an event (JSON data, or bytes as they are) to the runtime; its request id.
+
+        One with a given request id is tried again.
+        """
+        request_id = request_id or str(uuid.uuid4())
+        self._answers.pop(request_id, None)
         raw = event if isinstance(event, bytes) else json.dumps(event).encode()
         self._events.put((request_id, raw, seconds))
         return request_id

@@ -26,12 +26,18 @@ HOST_COMMAND = (
 )
 
 
+def _job_id(number: int) -> str:
+    return f"11111111-2222-3333-4444-{number:012}"
+
+
 class Cloud(LocalS3):
     """S3, and a Batch that takes every job down and runs none."""
 
     def __init__(self, directory: Path) -> None:
         self.submitted: list[dict[str, Any]] = []
         self.batch_status = 200
+        self.ended: set[str] = set()
+        """Ids of jobs that are not running any more."""
         super().__init__(directory)
 
     def _answer(self, exchange: Exchange) -> None:
@@ -43,10 +49,38 @@ class Cloud(LocalS3):
             error = {"__type": "ClientException", "message": "JobQueue q not found"}
             exchange.reply(self.batch_status, json.dumps(error).encode())
             return
-        assert exchange.path == "/v1/submitjob"
-        self.submitted.append(body)
-        answer = {"jobId": "11111111-2222-3333-4444-555555555555", "jobName": body["jobName"]}
+        answer = {
+            "/v1/submitjob": self._submit,
+            "/v1/listjobs": self._list,
+            "/v1/describejobs": self._describe,
+        }[exchange.path](body)
         exchange.reply(200, json.dumps(answer).encode(), content_type="application/json")
+
+    def _submit(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.submitted.append(body)
+        return {"jobId": _job_id(len(self.submitted)), "jobName": body["jobName"]}
+
+    def _list(self, body: dict[str, Any]) -> dict[str, Any]:
+        [by_name] = body["filters"]
+        assert by_name["name"] == "JOB_NAME"
+        found = [
+            {"jobId": _job_id(n), "createdAt": int(time.time() * 1000)}
+            for n, job in enumerate(self.submitted, 1)
+            if job["jobName"] in by_name["values"]
+        ]
+        return {"jobSummaryList": found}
+
+    def _describe(self, body: dict[str, Any]) -> dict[str, Any]:
+        found = [
+            {
+                "jobId": _job_id(n),
+                "status": "SUCCEEDED" if _job_id(n) in self.ended else "RUNNING",
+                "container": job["containerOverrides"],
+            }
+            for n, job in enumerate(self.submitted, 1)
+            if _job_id(n) in body["jobs"]
+        ]
+        return {"jobs": found}
 
     @property
     def environment(self) -> dict[str, str]:
@@ -61,6 +95,7 @@ class Cloud(LocalS3):
     def start_over(self, *buckets: str) -> None:
         """As new, with these buckets, all empty."""
         self.submitted.clear()
+        self.ended.clear()
         self.batch_status = 200
         for bucket in self.client.list_buckets()["Buckets"]:
             for key in self.keys(bucket["Name"]):
@@ -165,8 +200,10 @@ def processes_with(marker: str) -> list[int]:
     return found
 
 
-def s3_event(*objects: tuple[str, str, int | None], source: str = "aws:s3") -> dict[str, Any]:
-    """An S3 event for (bucket, key as it is, size)."""
+def s3_event(
+    *objects: tuple[str, str, int | None], source: str = "aws:s3", **more: str
+) -> dict[str, Any]:
+    """An S3 event for (bucket, key as it is, size); `more` of each object: eTag, sequencer."""
     from urllib.parse import quote_plus
 
     return {
@@ -178,7 +215,8 @@ def s3_event(*objects: tuple[str, str, int | None], source: str = "aws:s3") -> d
                 "s3": {
                     "bucket": {"name": bucket},
                     "object": {"key": quote_plus(key, safe="/")}
-                    | ({} if size is None else {"size": size}),
+                    | ({} if size is None else {"size": size})
+                    | more,
                 },
             }
             for bucket, key, size in objects

@@ -25,8 +25,8 @@ class Storage(Protocol):
     def store(self, bucket: str, key: str, path: str, about: Mapping[str, str]) -> None:
         """Copy the file `path` into an object; `about` it is kept where the provider can."""
 
-    def holds(self, bucket: str, key: str, path: str, about: Mapping[str, str]) -> bool:
-        """Whether it is surely there already: the same bytes, and all that `about` says."""
+    def holds(self, bucket: str, key: str, path: str, known_by: Mapping[str, str]) -> bool:
+        """Whether it is surely there already: the same bytes, kept with `known_by`."""
 
 
 class Guard(Protocol):

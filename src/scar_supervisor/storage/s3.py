@@ -90,8 +90,8 @@ class S3:
             else:
                 self._put_in_parts(bucket, key, path, size, headers)
 
-    def holds(self, bucket: str, key: str, path: str, about: Mapping[str, str]) -> bool:
-        """Whether `store` would change nothing: the same bytes, and all that `about` says.
+    def holds(self, bucket: str, key: str, path: str, known_by: Mapping[str, str]) -> bool:
+        """Whether it is surely there already: the same bytes, with `known_by` in its metadata.
 
         False too where the object cannot be looked at, or is encrypted so that its ETag is no MD5.
         """
@@ -99,7 +99,7 @@ class S3:
             headers = self._at(bucket, key).ask("HEAD").headers
         except (ServiceError, Unreachable):
             return False
-        told = all(headers.get(f"x-amz-meta-{name}") == value for name, value in about.items())
+        told = all(headers.get(f"x-amz-meta-{name}") == value for name, value in known_by.items())
         return told and headers.get("etag", "").strip('"') == _etag(path)
 
     def load_whole(self, bucket: str, key: str) -> bytes:
