@@ -107,8 +107,8 @@ storage_providers:
     mine: {endpoint: https://minio.example.org, access_key: …, secret_key: …}
 ```
 
-They are checked, but this version can stage with the account's own buckets (`s3`) only: an input or
-output that names another provider is an error. Their values are secrets, never shown in messages.
+An input or output names one by kind and id, `minio.mine`: [providers.md](providers.md). What is
+secret here goes to AWS Secrets Manager and nowhere else; no message shows it.
 """,
     ),
     "scar": (

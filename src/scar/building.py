@@ -12,7 +12,7 @@ from scar.aws.account import Account
 from scar.aws.repositories import Push, ecr_login, ecr_region, remote
 from scar.bundle import function_layer, payload_sha256, runtime_layer
 from scar.errors import ImageError, UserError
-from scar.fdl.schema import AwsFunction, Container
+from scar.fdl.schema import AwsFunction, Container, StorageProviders
 from scar.images import reference
 from scar.images.archive import Archive
 from scar.images.cache import LayerCache
@@ -74,7 +74,7 @@ class Builder:
         self._cache = LayerCache(config.folder() / CACHE_FOLDER)
         self._reading, self._sending = Turns(), Turns()
 
-    def build(self, function: AwsFunction) -> Built:
+    def build(self, function: AwsFunction, storages: StorageProviders) -> Built:
         """The image of `function`. Raises Missing, UserError, ImageError or CloudError."""
         its = function.lambda_
         architecture = its.architectures[0]
@@ -92,7 +92,7 @@ class Builder:
         script = self._path(its.init_script)
         extra = self._path(its.extra_payload)
         made = replace(
-            function_config(function, self._facts, defaults(base)),
+            function_config(function, self._facts, defaults(base), storages),
             image_digest=base.digest,
             script_sha256=payload_sha256(script) if script else "",
             payload_sha256=payload_sha256(extra) if extra else "",

@@ -17,6 +17,7 @@ from scar.aws.batch import has_jobs
 from scar.aws.functions import buckets_of, not_deployed, owned, using
 from scar.aws.handlers import Handler, handlers
 from scar.aws.repositories import tags_of
+from scar.aws.secrets import secrets_of
 from scar.building import Builder
 from scar.errors import Diagnostic, FdlError, UserError
 from scar.fdl.schema import AwsFunction, Deployment
@@ -41,9 +42,11 @@ from scar.plan.resources import (
     Resource,
     ResourceId,
     RestApi,
+    Secret,
     batch_log_group,
     id_of,
     lambda_log_group,
+    secret_ids,
 )
 
 _OF_INPUTS = (Permission.kind, BucketTrigger.kind)
@@ -78,7 +81,8 @@ def prepare(
     builder = Builder(account, base_folder, Path(work.name), tell, on_progress)
     functions = deployment.functions.aws
     with ThreadPoolExecutor(4) as pool:
-        built = list(pool.map(builder.build, functions))
+        build = partial(builder.build, storages=deployment.storage_providers)
+        built = list(pool.map(build, functions))
     images = {f.lambda_.name: b.facts for f, b in zip(functions, built, strict=True)}
     new = {f"{REPOSITORY}:{b.tag}": b for b in built if b.push is not None}
     resources = desired(deployment, images, facts)
@@ -101,6 +105,7 @@ def prepare(
         *to_remove(apis, "`api_gateway.name` is not given any more").steps,
         *to_remove(inputs, "the bucket is not its input any more").steps,
         *_unused_queues(account, keepers, observed.values(), wanted).steps,
+        *_unused_secrets(keepers, observed.values(), wanted).steps,
         *_old_images(account, keepers, updated, observed, wanted).steps,
     ]
     return Prepared(Plan(tuple(steps)), tuple(diagnostics), keepers, work)
@@ -173,6 +178,15 @@ def _unused_queues(
     return to_remove(observe(_queue_ids(left), keepers), "no function uses it any more")
 
 
+def _unused_secrets(
+    keepers: Mapping[str, Handler], observed: Iterable[object], wanted: Collection[ResourceId]
+) -> Plan:
+    """The secrets of providers that the functions name no more."""
+    functions = [one for one in observed if isinstance(one, Function)]
+    ids = [rid for one in functions for rid in secret_ids(one) if rid not in wanted]
+    return to_remove(observe(ids, keepers), "no input or output is there any more")
+
+
 def _old_images(
     account: Account,
     keepers: Mapping[str, Handler],
@@ -225,11 +239,16 @@ def _all_of(
         *(ResourceId(BucketTrigger.kind, f"{bucket}/{name}") for bucket in buckets),
         *(ResourceId(Image.kind, f"{REPOSITORY}:{tag}") for tag in image_tags if _is_of(tag, name)),
     ]
-    found = observe(ids, keepers)
+    found = dict(observe(ids, keepers))
     function = found.get(ResourceId(Function.kind, name))
     if function is not None and not _is_ours(function):
         hint = f"it lacks the tag `{TAG_CREATED_BY}={CREATED_BY}`; delete it as you made it"
         raise UserError(f"function `{name}` was not made by SCAR", hint)
+    if isinstance(function, Function):
+        found |= observe(secret_ids(function), keepers)
+    else:
+        names = secrets_of(account, name)
+        found |= observe([ResourceId(Secret.kind, one) for one in names], keepers)
     keeps = TAG_KEEP_IMAGE in getattr(function, "tags", {})
     return {
         rid: resource

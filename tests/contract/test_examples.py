@@ -34,11 +34,6 @@ ACCOUNT = json.dumps(
 """A scar.cfg with what only the user's AWS account can give."""
 
 NOT_YET = {
-    "all-keys.yaml": [
-        "27: storage provider `minio.my_minio` cannot be an input: "
-        "only buckets of S3 can trigger a function",
-        "30: this version of SCAR cannot stage with storage provider `s3.my_s3` yet",
-    ],
     "efs.yaml": ["10: file_system is of AWS only: the local cloud has no EFS"],
 }
 

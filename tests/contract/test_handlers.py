@@ -28,6 +28,7 @@ from scar.plan.resources import (
     Permission,
     Repository,
     RestApi,
+    Secret,
     id_of,
 )
 from tests.doubles.cloud import local_cloud
@@ -99,6 +100,7 @@ def cases(account, n, images):
         "{proxy+}",
         {**tags, "function": function.name},
     )
+    secret = Secret(f"scar/f-{n}/minio.mine", "01", tags, '{"a": "b"}')
     images = [Repository("scar"), *images]
     others = {"owner": "me"}
     return {
@@ -142,6 +144,11 @@ def cases(account, n, images):
             dataclasses.replace(definition, memory_mib=1024, vcpus=1, environment={}),
             [],
         ),
+        "secret": (
+            secret,
+            dataclasses.replace(secret, credentials="02", value='{"a": "c"}', tags=others),
+            [],
+        ),
         "REST API": (
             api,
             dataclasses.replace(
@@ -161,7 +168,7 @@ def run(resources, keepers):
 KINDS = [
     *("log group", "bucket", "bucket setup", "repository", "image", "function", "permission"),
     "failure destination",
-    *("trigger", "compute environment", "job queue", "job definition", "REST API"),
+    *("trigger", "compute environment", "job queue", "job definition", "REST API", "secret"),
 ]
 
 

@@ -532,24 +532,78 @@ error: timeout must be a whole number, got a yes-or-no value
         {"cow.yaml": lambda_lines("timeout: yes")},
     ),
     Wrong(
-        "providers that cannot be an input, and that are to come",
+        "providers that are the account itself, and that are to come",
         "--local init -f cow.yaml",
         """\
-error: storage provider `minio.mine` cannot be an input: only buckets of S3 can trigger a function
+error: storage provider `s3` is the function's own account, which needs no keys
   --> cow.yaml:7:34  functions.aws[0].lambda.input[0].storage_provider
-   7 |       input: [{storage_provider: minio.mine, path: data/in}]
+   7 |       input: [{storage_provider: s3.default, path: data/in}]
      |                                  ^
-   help: use `s3`
+   help: give `storage_providers.s3.default` another id than `default`, and use that here
 
-error: this version of SCAR cannot stage with storage provider `minio.mine` yet
+error: this version of SCAR cannot stage with storage provider `onedata.mine` yet
   --> cow.yaml:8:35  functions.aws[0].lambda.output[0].storage_provider
-   8 |       output: [{storage_provider: minio.mine, path: data/out}]
+   8 |       output: [{storage_provider: onedata.mine, path: data/out}]
      |                                   ^
-   help: use `s3`: the buckets of the account itself
+   help: the kinds are s3, minio
 """,
         {
             "cow.yaml": lambda_lines(
-                "input: [{storage_provider: minio.mine, path: data/in}]",
+                "input: [{storage_provider: s3.default, path: data/in}]",
+                "output: [{storage_provider: onedata.mine, path: data/out}]",
+            )
+            + "storage_providers:\n"
+            "  s3: {default: {access_key: a, secret_key: b}}\n"
+            "  onedata: {mine: {oneprovider_host: h, token: t, space: x}}\n"
+        },
+    ),
+    Wrong(
+        "a provider whose address holds a password, or is none; a name that no secret can have",
+        "--local validate -f cow.yaml",
+        """\
+error: endpoint must be an address such as `https://minio.example.org`, without a name and password
+  --> cow.yaml:9:22  storage_providers.minio.mine.endpoint
+
+error: endpoint must be an address such as `https://minio.example.org`, without a name and password
+  --> cow.yaml:10:24  storage_providers.minio.theirs.endpoint
+
+error: our own must be named with at most 64 letters, digits and `_.@+=-`
+  --> cow.yaml:11:5  storage_providers.minio.our own
+""",
+        {
+            "cow.yaml": GOOD + "storage_providers:\n  minio:\n"
+            "    mine: {endpoint: 'https://me:t0ps3cret@x', access_key: a, secret_key: t0ps3cret}\n"
+            "    theirs: {endpoint: ftp://minio, access_key: a, secret_key: t0ps3cret}\n"
+            "    our own: {access_key: a, secret_key: t0ps3cret}\n"
+        },
+    ),
+    Wrong(
+        "a provider's key that stands there twice is not shown",
+        "--local validate -f cow.yaml",
+        """\
+error: `secret_key` is written twice
+  --> cow.yaml:9:50  storage_providers.minio.mine.secret_key
+   help: the first is in line 9; keep one
+""",
+        {
+            "cow.yaml": GOOD + "storage_providers:\n  minio:\n"
+            "    mine: {access_key: a, secret_key: t0ps3cret, secret_key: t0ps3cret}\n"
+        },
+    ),
+    Wrong(
+        "a function that would trigger itself through MinIO",
+        "--local validate -f cow.yaml",
+        """\
+error: function `cow` writes to `data/out`, which is under its own input: it would trigger \
+itself without end
+  --> cow.yaml:8:53  functions.aws[0].lambda.output[0].path
+   8 |       output: [{storage_provider: minio.mine, path: data/out}]
+     |                                                     ^
+   help: write to a path that is not under the input
+""",
+        {
+            "cow.yaml": lambda_lines(
+                "input: [{storage_provider: minio.mine, path: data}]",
                 "output: [{storage_provider: minio.mine, path: data/out}]",
             )
             + "storage_providers: {minio: {mine: {access_key: a, secret_key: b}}}\n"

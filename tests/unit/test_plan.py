@@ -1,8 +1,9 @@
 import dataclasses
+import json
 
 import pytest
 
-from scar.fdl.schema import Deployment
+from scar.fdl.schema import Deployment, StorageProviders
 from scar.plan.desired import AccountFacts, ImageFacts, desired, function_config
 from scar.plan.diff import Plan, Step, Verb, to_reach, to_remove, waits_for
 from scar.plan.limits import check
@@ -19,12 +20,17 @@ from scar.plan.resources import (
     LogGroup,
     Permission,
     Repository,
+    ResourceId,
+    Secret,
     id_of,
 )
 from scar_supervisor.contract import ImageDefaults
 
 LOCAL = AccountFacts("000000000000", "us-east-1", "me", is_local=True)
 AWS = AccountFacts("123456789012", "eu-west-1", "AIDA", is_local=False)
+
+
+MINE = {"minio": {"mine": {"endpoint": "m:9000", "access_key": "id", "secret_key": "t0ps3cret"}}}
 
 
 def a_deployment(*functions: dict) -> Deployment:
@@ -167,7 +173,7 @@ def test_state_is_kept_in_one_bucket_in_every_mode_and_expires_by_rules_of_its_o
 def test_the_config_names_queue_and_definition_only_where_there_is_batch():
     def config(mode):
         (function,) = a_deployment(a_function(mode=mode, output=OUTPUT)).functions.aws
-        return function_config(function, AWS, ImageDefaults())
+        return function_config(function, AWS, ImageDefaults(), StorageProviders())
 
     assert config("lambda").job_queue == config("lambda").job_definition == ""
     assert config("lambda").deployment_bucket == "scar-123456789012-eu-west-1"
@@ -302,3 +308,76 @@ def test_a_trigger_is_deleted_before_anything_changes():
     gone = to_remove({id_of(trigger): trigger}).steps[0]
     change = Step(Verb.CREATE, LogGroup("/aws/lambda/f", 30), "does not exist")
     assert waits_for(Plan((change, gone))) == [{1}, set()]
+
+
+def with_providers(*functions: dict, mine=MINE):
+    names = [f["lambda"]["name"] for f in functions]
+    asked = {"functions": {"aws": list(functions)}, "storage_providers": mine}
+    return desired(Deployment.model_validate(asked), images(*names), AWS)
+
+
+def test_every_function_has_a_secret_for_each_provider_that_it_names():
+    mine = {"storage_provider": "minio.mine", "path": "theirs/x"}
+    found = with_providers(
+        a_function(input=[mine], output=[mine, {**S3, "path": "own/x"}]), a_function("other")
+    )
+    [secret] = [one for one in found if isinstance(one, Secret)]
+    assert secret.name == "scar/split/minio.mine"
+    assert json.loads(secret.value) == {"access_key": "id", "secret_key": "t0ps3cret"}
+    assert secret.tags == {"createdby": "scar", "owner": "AIDA", "function": "split"}
+    assert "t0ps3cret" not in repr(found)
+    functions = {one.name: one for one in found if isinstance(one, Function)}
+    assert functions["split"].tags["scar:providers"] == "minio.mine"
+    assert "scar:providers" not in functions["other"].tags
+    # the account's own S3 has nothing to do with their bucket
+    assert "theirs" not in [one.name for one in found if isinstance(one, Bucket)]
+    assert not [one for one in found if isinstance(one, (Permission, BucketTrigger))]
+    steps = to_reach(found, {}).steps
+    order = [id_of(step.resource) for step in steps]
+    assert order.index(ResourceId("secret", secret.name)) < order.index(
+        ResourceId("function", "split")
+    )
+
+
+def test_the_image_is_told_where_a_provider_is_and_nothing_secret():
+    mine = {"storage_provider": "minio.mine", "path": "theirs/x"}
+    [function] = a_deployment(a_function(output=[mine])).functions.aws
+    storages = StorageProviders.model_validate(MINE)
+    told = function_config(function, AWS, ImageDefaults(), storages).dump()
+    assert json.loads(told)["providers"] == {
+        "minio.mine": {
+            "secret": "scar/split/minio.mine",
+            "endpoint": "https://m:9000",
+            "region": "",
+            "verify": True,
+        }
+    }
+    assert "t0ps3cret" not in told
+
+
+def test_other_credentials_are_told_by_a_fingerprint_that_differs_by_function():
+    mine = {"storage_provider": "minio.mine", "path": "theirs/x"}
+    both = a_function(output=[mine]), a_function("other", output=[mine])
+    secrets = [one for one in with_providers(*both) if isinstance(one, Secret)]
+    assert len({one.credentials for one in secrets}) == 2
+    other = {"minio": {"mine": {**MINE["minio"]["mine"], "secret_key": "new"}}}
+    changed = [one for one in with_providers(*both, mine=other) if isinstance(one, Secret)]
+    steps = to_reach(changed, held(secrets)).steps
+    assert [step.why for step in steps] == ["credentials changed"] * 2
+    moved = {"minio": {"mine": {**MINE["minio"]["mine"], "endpoint": "elsewhere"}}}
+    same = [one for one in with_providers(*both, mine=moved) if isinstance(one, Secret)]
+    assert to_reach(same, held(secrets)).steps == ()
+
+
+def test_a_bucket_of_minio_and_one_of_s3_may_have_one_name():
+    path = {"path": "data/in"}
+    function = a_function(input=[{**S3, **path}, {"storage_provider": "minio.mine", **path}])
+    asked = {"functions": {"aws": [function]}, "storage_providers": MINE}
+    assert check(Deployment.model_validate(asked)) == []
+
+
+def test_the_names_of_providers_fit_into_a_tag():
+    names = [f"{n}-{'x' * 50}" for n in range(5)]
+    output = [{"storage_provider": f"minio.{name}", "path": "theirs/x"} for name in names]
+    [fault] = check(a_deployment(a_function(output=output)))
+    assert "the names of 5 storage providers must have 256 characters together" in fault.summary

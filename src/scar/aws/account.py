@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from types_boto3_logs.client import CloudWatchLogsClient
     from types_boto3_resourcegroupstaggingapi.client import ResourceGroupsTaggingAPIClient
     from types_boto3_s3.client import S3Client
+    from types_boto3_secretsmanager.client import SecretsManagerClient
     from types_boto3_sts.client import STSClient
     from types_boto3_sts.type_defs import GetCallerIdentityResponseTypeDef
 
@@ -123,6 +124,8 @@ class Account:
     ) -> ResourceGroupsTaggingAPIClient: ...
     @overload
     def client(self, service: Literal["s3"]) -> S3Client: ...
+    @overload
+    def client(self, service: Literal["secretsmanager"]) -> SecretsManagerClient: ...
     @overload
     def client(self, service: Literal["sts"]) -> STSClient: ...
 

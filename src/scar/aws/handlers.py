@@ -12,6 +12,7 @@ from scar.aws.functions import FailureDestinations, Functions, Permissions
 from scar.aws.gateway import RestApis
 from scar.aws.log_groups import LogGroups
 from scar.aws.repositories import Images, Push, Repositories
+from scar.aws.secrets import Secrets
 from scar.plan import resources as kinds
 
 
@@ -50,4 +51,5 @@ def handlers(account: Account, pushes: Mapping[str, Push] | None = None) -> dict
         kinds.JobQueue.kind: JobQueues(account),
         kinds.JobDefinition.kind: JobDefinitions(account),
         kinds.RestApi.kind: RestApis(account),
+        kinds.Secret.kind: Secrets(account),
     }

@@ -532,6 +532,8 @@ def _following(deployment: Deployment) -> str:
     where = "--local " if deployment.scar.target == "local" else ""
     for function in deployment.functions.aws:
         for path in function.lambda_.input:
+            if path.storage_provider != "s3":
+                continue
             return f"scar {where}put -b {path.path} -p FILE"
         if function.api_gateway.name is not None:
             return f"scar {where}invoke -n {function.lambda_.name}"

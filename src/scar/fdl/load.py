@@ -65,6 +65,7 @@ def load(sources: Sources, rules: Rules = Rules()) -> Loaded:
         described = _well_formed(data, errors)
     faults += _rule_faults(described, rules)
     found += [_located(fault, sources) for fault in faults if not _is_noise(fault, sources)]
+    found = [_discreet(one) for one in found]
     if deployment is None or any(d.severity == "error" for d in found):
         raise FdlError([d for d in _in_order(found) if d.severity == "error"])
     return Loaded(deployment, tuple(_in_order(found)))
@@ -142,11 +143,17 @@ def _meant(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 def _explain(error: ErrorDetails, sources: Sources) -> Diagnostic:
     """pydantic's error in our words; what storage providers hold is secret and not shown."""
     told = _told(error, sources)
-    if error["loc"][:1] != ("storage_providers",) or told.place is None:
+    if error["loc"][:1] != ("storage_providers",):
         return told
-    summary, place = told.summary.partition(", got ")[0], replace(told.place, text="")
     hint = "put it in quotes" if told.hint.startswith("put it in quotes") else told.hint
-    return replace(told, summary=summary, place=place, hint=hint)
+    return replace(told, summary=told.summary.partition(", got ")[0], hint=hint)
+
+
+def _discreet(fault: Diagnostic) -> Diagnostic:
+    """Without the line of the file where a storage provider's keys may be in it."""
+    if fault.place is None or not fault.path.startswith("storage_providers"):
+        return fault
+    return replace(fault, place=replace(fault.place, text=""))
 
 
 def _told(error: ErrorDetails, sources: Sources) -> Diagnostic:

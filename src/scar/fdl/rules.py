@@ -31,6 +31,8 @@ table of task sizes, whose steps start at 60 GB)."""
 
 _WITHOUT_GPUS = {"optimal", "default_x86_64", "default_arm64"}
 PROVIDERS = ("s3", "minio", "onedata", "webdav")
+STAGED = ("s3", "minio")
+"""The kinds that the supervisor can copy from and to."""
 
 LAMBDA_RESERVED = frozenset(
     """
@@ -426,19 +428,36 @@ def _provider_fault(loc: Loc, named: str, side: str, defined: frozenset[str]) ->
         define = f"define it: `storage_providers: {{{kind}: {{{name or 'default'}: {{…}}}}}}`"
         hint = f"did you mean `{near[0]}`?" if near else define
         return Fault(loc, f"storage provider `{named}` is not defined", hint)
-    if side == "input" and kind != "s3":
+    if full == "s3.default":
         return Fault(
             loc,
-            f"storage provider `{named}` cannot be an input: "
-            "only buckets of S3 can trigger a function",
-            "use `s3`",
+            "storage provider `s3` is the function's own account, which needs no keys",
+            "give `storage_providers.s3.default` another id than `default`, and use that here",
         )
-    without = "remove `storage_providers.s3.default`" if full == "s3.default" else "use `s3`"
-    return Fault(
-        loc,
-        f"this version of SCAR cannot stage with storage provider `{named}` yet",
-        f"{without}: the buckets of the account itself",
-    )
+    if kind not in STAGED:
+        return Fault(
+            loc,
+            f"this version of SCAR cannot stage with storage provider `{named}` yet",
+            f"the kinds are {', '.join(STAGED)}",
+        )
+    return None
+
+
+def hears_of_its_inputs(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
+    """Only the account's own S3 is told by SCAR to send events."""
+    for n, item in enumerate(function.lambda_.input):
+        kind = item.storage_provider.partition(".")[0]
+        if item.storage_provider == "s3" or kind not in STAGED:
+            continue
+        if kind == "minio" and function.api_gateway.name is not None:
+            continue
+        loc = (*at, "lambda", "input", n, "storage_provider")
+        if kind == "minio":
+            mend = "add `api_gateway: {name: …}`, and have MinIO send its events to that endpoint"
+        else:
+            mend = "have its owner's S3 send its events to the function"
+        what = f"new files of `{item.storage_provider}` do not trigger the function by themselves"
+        yield Fault(loc, what, mend, "warning")
 
 
 def ends(described: Described) -> Iterator[Fault]:
@@ -482,6 +501,7 @@ FUNCTION_RULES: tuple[FunctionRule, ...] = (
     stays_out_of_reserved_names,
     runs_on_its_architecture,
     mounts_in_its_network,
+    hears_of_its_inputs,
 )
 DESCRIBED_RULES: tuple[DescribedRule, ...] = (
     has_distinct_names,
@@ -497,7 +517,7 @@ def _triggers(output: ObjectPathPart, item: ObjectPathPart) -> bool:
     Only suffixes can keep them apart: they end the file's name and the key alike. A prefix filter
     of an input applies to the path below it, which may have folders.
     """
-    if not (output.storage_provider == item.storage_provider == "s3"):
+    if output.storage_provider != item.storage_provider:
         return False
     if not f"{output.path.strip('/')}/".startswith(f"{item.path.strip('/')}/"):
         return False

@@ -145,9 +145,12 @@ def _json_text(value: Any) -> Any:
     return value
 
 
-def _url(value: str) -> str:
-    if re.search(r"\s", value) or not value.strip("/"):
-        raise ValueError(f"must be an address such as `https://minio.example.org`, got `{value}`")
+def _endpoint(value: str) -> str:
+    # It travels in the image: what stands before an `@` is a password. Nor is it shown.
+    if not re.fullmatch(r"(https?://)?[^\s/?#@:]+(:\d+)?(/[^\s?#@]*)?", value):
+        raise ValueError(
+            "must be an address such as `https://minio.example.org`, without a name and password"
+        )
     return value
 
 
@@ -570,6 +573,12 @@ class Settings(Part):
     """Where commands go; `--local` and `SCAR_TARGET` say it too."""
 
 
+ProviderId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@+=-]{1,64}$")]
+"""A part of a secret's name (Secrets Manager API, CreateSecret)."""
+
+_ID = _means("named with at most 64 letters, digits and `_.@+=-`")
+
+
 class S3Provider(Part):
     """`storage_providers.s3.<id>`: buckets of another account."""
 
@@ -579,9 +588,10 @@ class S3Provider(Part):
 
 
 class MinioProvider(Part):
-    """`storage_providers.minio.<id>`: a MinIO server."""
+    """`storage_providers.minio.<id>`: a MinIO server, or another one that speaks S3."""
 
-    endpoint: Annotated[str, AfterValidator(_url)] = "http://minio-service.minio:9000"
+    endpoint: Annotated[str, AfterValidator(_endpoint)] = "http://minio-service.minio:9000"
+    """Address of the server; without `http://` it is https."""
     verify: bool = True
     """Check the server's certificate."""
     region: str | None = None
@@ -608,13 +618,21 @@ class WebdavProvider(Part):
 class StorageProviders(Part):
     """`storage_providers`: where files may be besides the account's own buckets, by kind and id.
 
-    They are checked; this version stages with buckets of the account itself only.
+    Their credentials go to AWS Secrets Manager, and nowhere else.
     """
 
-    s3: dict[str, S3Provider] = Field(default_factory=dict)
-    minio: dict[str, MinioProvider] = Field(default_factory=dict)
-    onedata: dict[str, OnedataProvider] = Field(default_factory=dict)
-    webdav: dict[str, WebdavProvider] = Field(default_factory=dict)
+    s3: dict[ProviderId, S3Provider] = Field(default_factory=dict, json_schema_extra=_ID)
+    minio: dict[ProviderId, MinioProvider] = Field(default_factory=dict, json_schema_extra=_ID)
+    onedata: dict[ProviderId, OnedataProvider] = Field(default_factory=dict, json_schema_extra=_ID)
+    webdav: dict[ProviderId, WebdavProvider] = Field(default_factory=dict, json_schema_extra=_ID)
+
+    def of(self, name: str) -> S3Provider | MinioProvider | OnedataProvider | WebdavProvider:
+        """The provider that an input or output calls `name`; `minio` is `minio.default`."""
+        kind, _, its_id = name.partition(".")
+        by_id: Mapping[str, Any] = getattr(self, kind)
+        found: S3Provider | MinioProvider | OnedataProvider | WebdavProvider
+        found = by_id[its_id or "default"]
+        return found
 
     def defined(self) -> frozenset[str]:
         """Every provider as an input or output names it: `minio.mine`."""

@@ -8,7 +8,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from scar.fdl.schema import AwsFunction, ComputeResources, Deployment, ObjectPathPart
+from scar.fdl.schema import (
+    AwsFunction,
+    ComputeResources,
+    Deployment,
+    ObjectPathPart,
+    StorageProviders,
+)
+from scar.plan import providers
 from scar.plan.resources import (
     CREATED_BY,
     REPOSITORY,
@@ -20,6 +27,7 @@ from scar.plan.resources import (
     TAG_KEEP_IMAGE,
     TAG_MODE,
     TAG_OWNER,
+    TAG_PROVIDERS,
     TAG_QUEUE,
     TAG_SUPERVISOR,
     TAG_VERSION,
@@ -120,13 +128,20 @@ def desired(
     for function in deployment.functions.aws:
         for resource in _of_function(function, images[function.lambda_.name], account):
             every.setdefault(id_of(resource), resource)
+        for secret in providers.secrets(
+            function, deployment.storage_providers, _tags(function, account)
+        ):
+            every[id_of(secret)] = secret
     return list(every.values())
 
 
 def function_config(
-    function: AwsFunction, account: AccountFacts, image: ImageDefaults
+    function: AwsFunction,
+    account: AccountFacts,
+    image: ImageDefaults,
+    storages: StorageProviders,
 ) -> FunctionConfig:
-    """What the supervisor is told about `function`."""
+    """What the supervisor is told about `function`; `storages` are those of the whole FDL."""
     its = function.lambda_
     in_batch = its.execution_mode != "lambda"
     return FunctionConfig(
@@ -148,6 +163,7 @@ def function_config(
         deployment_bucket=deployment_bucket(function, account),
         is_multi_node=in_batch and function.batch.multi_node_parallel.enabled,
         image=image,
+        providers=providers.places(function, storages),
     )
 
 
@@ -214,11 +230,7 @@ def _of_function(
 ) -> Iterable[Resource]:
     its = function.lambda_
     retention = function.cloudwatch.log_retention_policy_in_days
-    tags = {
-        TAG_CREATED_BY: CREATED_BY,
-        TAG_OWNER: account.owner,
-        TAG_FUNCTION: its.name,
-    }
+    tags = _tags(function, account)
     yield LogGroup(lambda_log_group(its.name), retention, tags)
     bucket = deployment_bucket(function, account)
     yield Bucket(bucket)
@@ -251,6 +263,15 @@ def _of_function(
     yield from _api(function, account, tags)
 
 
+def _tags(function: AwsFunction, account: AccountFacts) -> dict[str, str]:
+    """What says whose a resource is."""
+    return {
+        TAG_CREATED_BY: CREATED_BY,
+        TAG_OWNER: account.owner,
+        TAG_FUNCTION: function.lambda_.name,
+    }
+
+
 def _labels(function: AwsFunction, image: ImageFacts) -> dict[str, str]:
     """What `ls` shows, kept in tags so that one call lists it."""
     container = function.lambda_.container
@@ -263,6 +284,7 @@ def _labels(function: AwsFunction, image: ImageFacts) -> dict[str, str]:
         TAG_SUPERVISOR: image.supervisor,
         TAG_VERSION: image.version,
         TAG_KEEP_IMAGE: "" if function.ecr.delete_image else "true",
+        TAG_PROVIDERS: " ".join(providers.named(function)),
     }
     return {key: value for key, value in labels.items() if value}
 

@@ -99,11 +99,13 @@ def _step(wanted: Resource, found: Resource | None) -> Step | None:
 
 def _changes(old: Resource, new: Resource) -> list[str]:
     changes: list[str] = []
-    for name in (f.name for f in fields(new) if f.compare):
+    for name, shown in ((f.name, f.repr) for f in fields(new) if f.compare):
         was, now = getattr(old, name), getattr(new, name)
         if was == now:
             continue
-        if isinstance(was, Mapping) and isinstance(now, Mapping):
+        if not shown:
+            changes.append(f"{name} changed")
+        elif isinstance(was, Mapping) and isinstance(now, Mapping):
             changes += [
                 f"{name}.{key} {_text(was.get(key))} -> {_text(now.get(key))}"
                 for key in sorted({*was, *now})

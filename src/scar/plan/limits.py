@@ -18,6 +18,7 @@ from scar.fdl.rules import Described, DescribedRule, Fault, FunctionRule
 from scar.fdl.schema import AwsFunction, ComputeResources, Deployment, ObjectPathPart
 from scar.fdl.source import Loc, dotted
 from scar.plan.desired import filters, object_path
+from scar.plan.providers import named
 from scar.plan.resources import (
     DESTINATION_PREFIX,
     TAG_CREATED_BY,
@@ -98,6 +99,19 @@ def tags_fit(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
             yield Fault((*loc, key), summary)
 
 
+def names_few_providers(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
+    """Their names are a tag of the function: `rm` finds their secrets by it."""
+    names = named(function)
+    if len(" ".join(names)) > TAG_VALUE_LIMIT:
+        yield Fault(
+            (*at, "lambda", "output"),
+            f"the names of {len(names)} storage providers must have {TAG_VALUE_LIMIT} characters "
+            "together",
+            "give them shorter names",
+            is_about_key=True,
+        )
+
+
 def prepared_image_is_usable(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
     """`create_image: false`: Lambda and Batch take the image from where it is."""
     container, loc = function.lambda_.container, (*at, "lambda", "container", "image")
@@ -125,6 +139,7 @@ def inputs_stay_apart(described: Described) -> Iterator[Fault]:
         (n, i, object_path(part.path)[0], filters(part))
         for n, function in described.functions.items()
         for i, part in enumerate(function.lambda_.input)
+        if part.storage_provider == "s3"
     ]
     for (n, _, bucket, some), (m, i, other_bucket, others) in combinations(every, 2):
         if bucket == other_bucket and any(_meet(one, other) for one in some for other in others):
@@ -177,7 +192,12 @@ def compute_environments_fit(described: Described) -> Iterator[Fault]:
             return
 
 
-FUNCTION_RULES: tuple[FunctionRule, ...] = (variables_fit, tags_fit, prepared_image_is_usable)
+FUNCTION_RULES: tuple[FunctionRule, ...] = (
+    variables_fit,
+    tags_fit,
+    names_few_providers,
+    prepared_image_is_usable,
+)
 DESCRIBED_RULES: tuple[DescribedRule, ...] = (
     inputs_stay_apart,
     state_triggers_nothing,

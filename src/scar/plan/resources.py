@@ -28,6 +28,10 @@ TAG_SUPERVISOR = "scar:supervisor"
 """On a function: the version of the supervisor in its image."""
 TAG_VERSION = "scar:version"
 """On a function: the version of what it does, by which is known what it has done already."""
+TAG_PROVIDERS = "scar:providers"
+"""On a function: the storage providers it has a secret for, such as `minio.mine webdav.home`."""
+TAG_FINGERPRINT = "scar:fingerprint"
+"""On a secret: what its value is told by without being read."""
 TAG_API = "scar:api"
 """On a function: how its REST API is called, such as `ANY scar/launch`: method, stage and path."""
 
@@ -294,6 +298,20 @@ class RestApi:
     """Whether what it says is deployed and may invoke the function; False for a half-made one."""
 
 
+@dataclass(frozen=True)
+class Secret:
+    """A secret of Secrets Manager with one storage provider's credentials, for one function."""
+
+    kind: ClassVar[str] = "secret"
+    name: str
+    """`scar/<function>/<provider>`."""
+    credentials: str = field(repr=False)
+    """Their fingerprint: another one for other credentials, and no way back to them."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    value: str = field(default="", repr=False, compare=False)
+    """What to keep, as JSON; it is never read back."""
+
+
 Resource: TypeAlias = (
     LogGroup
     | Bucket
@@ -308,6 +326,7 @@ Resource: TypeAlias = (
     | JobQueue
     | JobDefinition
     | RestApi
+    | Secret
 )
 
 
@@ -328,6 +347,7 @@ def needs(resource: Resource) -> tuple[ResourceId, ...]:
             return (
                 _image_id(resource.image_uri),
                 ResourceId(LogGroup.kind, lambda_log_group(resource.name)),
+                *secret_ids(resource),
             )
         case BucketSetup():
             return (ResourceId(Bucket.kind, resource.name),)
@@ -361,6 +381,17 @@ def needs(resource: Resource) -> tuple[ResourceId, ...]:
             )
         case _:
             return ()
+
+
+def secret_name(function: str, provider: str) -> str:
+    """The secret of a function's storage provider."""
+    return f"scar/{function}/{provider}"
+
+
+def secret_ids(function: Function) -> list[ResourceId]:
+    """The secrets that a function says it has."""
+    providers = function.tags.get(TAG_PROVIDERS, "").split()
+    return [ResourceId(Secret.kind, secret_name(function.name, one)) for one in providers]
 
 
 def lambda_log_group(function: str) -> str:
