@@ -59,7 +59,7 @@ class Bursts:
         data = json.loads(event.text)
         data["Records"] = [data["Records"][event.objects.index(mark.item)]]
         item = mark.item
-        name = records.object_id(item.bucket, item.key, f"{item.version}/{item.sequencer}")
+        name = records.object_id(item.place, item.key, f"{item.version}/{item.sequencer}")
         self._batch.keep(self._bucket, self._waiting + name, json.dumps(data).encode())
 
     def lead(self, request_id: str, deadline_ms: int) -> list[str]:

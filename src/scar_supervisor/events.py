@@ -48,6 +48,11 @@ class InputObject:
         return self.version_id or self.etag
 
     @property
+    def place(self) -> str:
+        """Its bucket, and which storage's that is where it is not the account's own."""
+        return self.bucket if self.provider == "s3" else f"{self.provider}://{self.bucket}"
+
+    @property
     def address(self) -> str:
         """Provider, bucket and key."""
         return f"{self.provider}://{self.bucket}/{self.key}"
@@ -259,7 +264,9 @@ def _of_webhook(body: bytes) -> dict[str, Any]:
     # Anybody may call the endpoint: what it says of other storages is data.
     if not objects or any(item.provider != "minio" for item in objects):
         return {}
-    return {"objects": objects, "body": None}
+    # Nor does it bring a program, in the job neither that the event may be handed over to.
+    text = json.dumps({"Records": data["Records"]})
+    return {"objects": objects, "body": None, "text": text}
 
 
 def _at_home(item: InputObject, inputs: Sequence[ObjectPath]) -> InputObject:

@@ -191,7 +191,7 @@ class Once:
         mine = self._claim(item)
         if not self._bucket or not item.version:
             return Mark(item, mine)
-        its_id = records.object_id(item.bucket, item.key, item.version)
+        its_id = records.object_id(item.place, item.key, item.version)
         key = records.claim_key(self._config.name, its_id)
         account = self._storages.account
         for _ in range(TRIES):

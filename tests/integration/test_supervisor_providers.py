@@ -187,3 +187,36 @@ def test_a_provider_that_the_config_lacks_is_told_before_any_event(run_job):
     code, log = run_job({}, outputs=(ObjectPath("minio.mine", "out"),))
     assert code == contract.EXIT_CONFIG
     assert "storage provider `minio.mine` is not in the config" in log
+
+
+def test_objects_of_one_name_in_two_storages_are_two(run_job, function, minio, cloud):
+    for bucket in ("inbox", "state"):
+        cloud.client.create_bucket(Bucket=bucket)
+    cloud.put("inbox", "in/x", b"same")
+    minio.client.put_object(Bucket="inbox", Key="in/x", Body=b"same")
+    function["inputs"] += (ObjectPath("s3", "inbox", "in"),)
+    events = minio_event("in/x", 4), s3_event(("inbox", "in/x", 4))
+    for event in events:
+        event["Records"][0]["s3"]["object"]["eTag"] = "51037a4a37730f52c8732586d3aaa316"
+        code, log = run_job(event, "echo ran", deployment_bucket="state", **function)
+        assert code == 0
+        assert "\nran\n" in f"\n{log}"
+
+
+def test_a_posted_event_is_handed_over_without_what_else_came_with_it(
+    start_lambda, api, function, cloud
+):
+    cloud.client.create_bucket(Bucket="state")
+    batch = {"execution_mode": "batch", "job_queue": "q", "job_definition": "d"}
+    start_lambda(**function, **batch, deployment_bucket="state")
+    posted = minio_event("in/x", 6)
+    program = {"script": base64.b64encode(b"id").decode(), "cmd_args": '["id"]', "scar_force": True}
+    request = {"httpMethod": "POST", "body": json.dumps({**posted, **program})}
+    assert api.invoke(request).kind == "response"
+    [job] = cloud.submitted
+    [event] = [
+        json.loads(one["value"])
+        for one in job["containerOverrides"]["environment"]
+        if one["name"] == contract.EVENT_VARIABLE
+    ]
+    assert event == posted
