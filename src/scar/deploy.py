@@ -25,6 +25,7 @@ from scar.images.push import OnProgress
 from scar.plan.desired import desired
 from scar.plan.diff import Plan, Step, to_reach, to_remove
 from scar.plan.limits import check
+from scar.plan.policies import SERVICES, role_name
 from scar.plan.resources import (
     CREATED_BY,
     REPOSITORY,
@@ -42,6 +43,7 @@ from scar.plan.resources import (
     Resource,
     ResourceId,
     RestApi,
+    Role,
     Secret,
     batch_log_group,
     id_of,
@@ -94,6 +96,7 @@ def prepare(
     extra = {rid: its for rid, its in observed.items() if rid not in wanted and _is_ours(its)}
     apis = {rid: extra.pop(rid) for rid in list(extra) if rid.kind == RestApi.kind}
     inputs = {rid: extra.pop(rid) for rid in list(extra) if rid.kind in _OF_INPUTS}
+    roles = {rid: extra.pop(rid) for rid in list(extra) if rid.kind == Role.kind}
     changes = to_reach(resources, observed).steps
     pushed = [new[s.resource.name] for s in changes if isinstance(s.resource, Image)]
     for one in pushed:
@@ -104,6 +107,7 @@ def prepare(
         *to_remove(extra, "`execution_mode: lambda` has no use for it").steps,
         *to_remove(apis, "`api_gateway.name` is not given any more").steps,
         *to_remove(inputs, "the bucket is not its input any more").steps,
+        *to_remove(roles, "nothing takes it any more").steps,
         *_unused_queues(account, keepers, observed.values(), wanted).steps,
         *_unused_secrets(keepers, observed.values(), wanted).steps,
         *_old_images(account, keepers, updated, observed, wanted).steps,
@@ -146,7 +150,7 @@ def carry_out(
 
 
 def _left_behind(account: Account, function: AwsFunction) -> list[ResourceId]:
-    """What a function may have kept from what it was before: other inputs, a mode, an API."""
+    """What a function may have kept from before: other inputs, a mode, an API, roles."""
     name = function.lambda_.name
     ids = [
         ResourceId(kind, identity)
@@ -157,7 +161,7 @@ def _left_behind(account: Account, function: AwsFunction) -> list[ResourceId]:
         ids.append(ResourceId(RestApi.kind, name))
     if function.lambda_.execution_mode == "lambda":
         ids.append(ResourceId(JobDefinition.kind, name))
-    return ids
+    return [*ids, *_role_ids(account, name)]
 
 
 def _unused_queues(
@@ -221,6 +225,14 @@ def _queue_ids(names: Iterable[str]) -> list[ResourceId]:
     return [ResourceId(kind, name) for name in names for kind in kinds]
 
 
+def _role_ids(account: Account, function: str) -> list[ResourceId]:
+    """The roles that a function can have; the local cloud has none."""
+    if account.is_local:
+        return []
+    facts = account.facts()
+    return [ResourceId(Role.kind, role_name(function, use, facts)) for use in SERVICES]
+
+
 def _all_of(
     account: Account, name: str, image_tags: Sequence[str], keepers: Mapping[str, Handler]
 ) -> dict[ResourceId, Resource]:
@@ -235,6 +247,7 @@ def _all_of(
         ResourceId(Function.kind, name),
         ResourceId(JobDefinition.kind, name),
         ResourceId(RestApi.kind, name),
+        *_role_ids(account, name),
         *(ResourceId(Permission.kind, f"{name}/{bucket}") for bucket in buckets),
         *(ResourceId(BucketTrigger.kind, f"{bucket}/{name}") for bucket in buckets),
         *(ResourceId(Image.kind, f"{REPOSITORY}:{tag}") for tag in image_tags if _is_of(tag, name)),

@@ -75,6 +75,7 @@ class Moto:
         # read by moto whenever it needs them; without the images EC2 starts 1 to 6 s earlier
         os.environ["MOTO_ACCOUNT_ID"] = ACCOUNT_ID
         os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"
+        os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"  # AWS's own: 0.07 s, 15 MB
         try:
             from moto.moto_server import werkzeug_app
         except ImportError as exc:

@@ -1,6 +1,7 @@
 """The laws of every handler, against the project's own local cloud in a process of its own."""
 
 import dataclasses
+import json
 import uuid
 
 import pytest
@@ -21,6 +22,7 @@ from scar.plan.resources import (
     FailureDestination,
     Function,
     Image,
+    InstanceProfile,
     JobDefinition,
     JobQueue,
     LifecycleRule,
@@ -28,7 +30,9 @@ from scar.plan.resources import (
     Permission,
     Repository,
     RestApi,
+    Role,
     Secret,
+    ServiceLinkedRole,
     id_of,
 )
 from tests.doubles.cloud import local_cloud
@@ -101,8 +105,13 @@ def cases(account, n, images):
         {**tags, "function": function.name},
     )
     secret = Secret(f"scar/f-{n}/minio.mine", "01", tags, '{"a": "b"}')
-    images = [Repository("scar"), *images]
+    statement = {
+        "Sid": "Inputs", "Effect": "Allow",
+        "Action": ["s3:GetObject"], "Resource": ["arn:aws:s3:::video/in/*"],
+    }  # fmt: skip
     others = {"owner": "me"}
+    own_role = Role(f"scar-f-{n}", "lambda.amazonaws.com", {"Inputs": statement}, tags)
+    images = [Repository("scar"), *images]
     return {
         "log group": (group, dataclasses.replace(group, retention_days=7, tags=others), []),
         "bucket": (bucket, None, []),
@@ -110,6 +119,14 @@ def cases(account, n, images):
             BucketSetup(bucket.name),
             BucketSetup(bucket.name, {"scar-state-events": LifecycleRule(".scar/events/", 30)}),
             [bucket],
+        ),
+        "role": (
+            own_role,
+            Role(
+                own_role.name, "ecs-tasks.amazonaws.com",
+                {"Outputs": {**statement, "Sid": "Outputs", "Action": ["s3:PutObject"]}}, others,
+            ),
+            [],
         ),
         "repository": (Repository(f"repo-{n}"), None, []),
         "image": (images[1], None, [images[0]]),
@@ -166,9 +183,9 @@ def run(resources, keepers):
 
 
 KINDS = [
-    *("log group", "bucket", "bucket setup", "repository", "image", "function", "permission"),
-    "failure destination",
-    *("trigger", "compute environment", "job queue", "job definition", "REST API", "secret"),
+    *("log group", "bucket", "bucket setup", "role", "repository", "image", "function"),
+    *("permission", "failure destination", "trigger", "compute environment", "job queue"),
+    *("job definition", "REST API", "secret"),
 ]
 
 
@@ -210,7 +227,12 @@ def test_deleting_what_is_gone_is_as_good(account, cloud, kind):
 
 def test_creating_again_what_everybody_shares_is_as_good(account, cloud):
     n, _, keepers = cloud
-    for resource in (Bucket(f"bucket-{n}"), Repository(f"repo-{n}")):
+    every = (
+        Bucket(f"bucket-{n}"),
+        Repository(f"repo-{n}"),
+        ServiceLinkedRole("batch.amazonaws.com"),
+    )
+    for resource in every:
         keepers[resource.kind].create(resource)
         keepers[resource.kind].create(resource)
 
@@ -281,6 +303,61 @@ def test_the_default_bucket_alone_is_kept_from_the_public(account, cloud):
     assert keepers["bucket setup"].read(default.name) == default
     blocked = s3.get_public_access_block(Bucket=default.name)["PublicAccessBlockConfiguration"]
     assert list(blocked.values()) == [True] * 4
+
+
+def test_what_batch_needs_in_an_account_is_made_once_and_stays(account, cloud):
+    n, _, keepers = cloud
+    iam = account.client("iam")
+    profile, linked = InstanceProfile(f"p-{n}"), ServiceLinkedRole("batch.amazonaws.com")
+    run([profile, linked], keepers)
+    assert to_reach([profile, linked], observe(map(id_of, (profile, linked)), keepers)).steps == ()
+    its = iam.get_instance_profile(InstanceProfileName=profile.name)["InstanceProfile"]["Roles"][0]
+    trusted = its["AssumeRolePolicyDocument"]["Statement"][0]["Principal"]
+    attached = iam.list_attached_role_policies(RoleName=profile.name)["AttachedPolicies"]
+    assert trusted == {"Service": "ec2.amazonaws.com"}
+    assert [one["PolicyName"] for one in attached] == ["AmazonEC2ContainerServiceforEC2Role"]
+    for kept in (profile, linked):
+        keepers[kept.kind].delete(kept)
+        assert keepers[kept.kind].read(kept.name) == kept
+
+
+def test_a_profile_that_was_half_made_is_finished(account, cloud):
+    n, _, keepers = cloud
+    profile = InstanceProfile(f"p-{n}")
+    account.client("iam").create_instance_profile(InstanceProfileName=profile.name)
+    assert keepers[profile.kind].read(profile.name) is None
+    keepers[profile.kind].create(profile)
+    assert keepers[profile.kind].read(profile.name) == profile
+
+
+def test_a_role_that_somebody_opened_to_others_is_closed_again(account, cloud):
+    n, images, keepers = cloud
+    role, _, _ = cases(account, n, images)["role"]
+    run([role], keepers)
+    iam, document = account.client("iam"), {"Version": "2012-10-17"}
+    anybody = {"Effect": "Allow", "Principal": "*", "Action": "sts:AssumeRole"}
+    everything = {"Effect": "Allow", "Action": "*", "Resource": "*"}
+    iam.update_assume_role_policy(
+        RoleName=role.name, PolicyDocument=json.dumps({**document, "Statement": [anybody]})
+    )
+    iam.put_role_policy(
+        RoleName=role.name, PolicyName="scar",
+        PolicyDocument=json.dumps({**document, "Statement": everything}),
+    )  # fmt: skip
+    (step,) = to_reach([role], observe([id_of(role)], keepers)).steps
+    assert "service (none) -> lambda.amazonaws.com" in step.why
+    run([role], keepers)
+    assert keepers["role"].read(role.name) == role
+
+
+def test_a_role_goes_with_all_that_others_attached_to_it(account, cloud):
+    n, images, keepers = cloud
+    role, _, _ = cases(account, n, images)["role"]
+    run([role], keepers)
+    iam = account.client("iam")
+    iam.attach_role_policy(RoleName=role.name, PolicyArn="arn:aws:iam::aws:policy/ReadOnlyAccess")
+    keepers["role"].delete(role)
+    assert keepers["role"].read(role.name) is None
 
 
 def test_a_bucket_keeps_the_notifications_of_others(account, cloud):

@@ -623,13 +623,19 @@ error: function `cow` has no image
     ),
     Wrong(
         "what AWS needs",
-        "init -f cow.yaml",
+        "init -f cow.yaml -em batch",
         """\
-error: function `cow` needs `iam.role` on AWS
-  --> {home}/scar.cfg:15:15  functions.aws[0].iam.role
-   15 |       "role": ""
-      |               ^
-   help: give the ARN of an execution role, or use the local cloud: `scar --local …`
+error: execution mode `batch` needs `batch.compute_resources.subnets` on AWS
+  --> {home}/scar.cfg:30:20  functions.aws[0].batch.compute_resources.subnets
+   30 |         "subnets": [],
+      |                    ^
+   help: add `subnets: [subnet-…]`, or use the local cloud: `scar --local …`
+
+error: execution mode `batch` needs `batch.compute_resources.security_group_ids` on AWS
+  --> {home}/scar.cfg:31:31  functions.aws[0].batch.compute_resources.security_group_ids
+   31 |         "security_group_ids": [],
+      |                               ^
+   help: add `security_group_ids: [sg-…]`, or use the local cloud: `scar --local …`
 
 error: image `host` is this machine's own file system, which AWS does not have
   --> cow.yaml:6:16  functions.aws[0].lambda.container.image

@@ -354,15 +354,13 @@ functions:
 # Rules
 
 
-def test_aws_needs_role_subnets_and_security_groups():
+def test_aws_needs_subnets_and_security_groups_but_no_role():
     text = cow("execution_mode: batch")
     assert faults(text, flags=Layer()) == [
-        "a.yaml:3:5: function `cow` needs `iam.role` on AWS",
         "a.yaml:3:5: execution mode `batch` needs `batch.compute_resources.subnets` on AWS",
         "a.yaml:3:5: execution mode `batch` needs "
         "`batch.compute_resources.security_group_ids` on AWS",
     ]
-    text += "    iam: {role: 'arn:aws:iam::{account_id}:role/lambda'}\n"
     text += "    batch: {compute_resources: {subnets: [subnet-1], security_group_ids: [sg-1]}}\n"
     assert loaded(text, flags=Layer()).deployment.scar.target == "aws"
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from types_boto3_apigateway.client import APIGatewayClient
     from types_boto3_batch.client import BatchClient
     from types_boto3_ecr.client import ECRClient
+    from types_boto3_iam.client import IAMClient
     from types_boto3_lambda.client import LambdaClient
     from types_boto3_logs.client import CloudWatchLogsClient
     from types_boto3_resourcegroupstaggingapi.client import ResourceGroupsTaggingAPIClient
@@ -114,6 +115,8 @@ class Account:
     def client(self, service: Literal["batch"]) -> BatchClient: ...
     @overload
     def client(self, service: Literal["ecr"]) -> ECRClient: ...
+    @overload
+    def client(self, service: Literal["iam"]) -> IAMClient: ...
     @overload
     def client(self, service: Literal["lambda"], wait_s: float | None = None) -> LambdaClient: ...
     @overload

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scar.aws.account import Account
-from scar.aws.errors import speaking_to
+from scar.aws.errors import is_denied, speaking_to
 from scar.aws.log_groups import StoredEvent, events
 from scar.aws.waiting import retrying, until
 from scar.errors import CloudError
@@ -32,6 +32,9 @@ PAUSE_S = 1.0
 """Between two looks at what is followed: AWS lets an account look a few times a second."""
 
 LOCAL_PAUSE_S = 0.2
+
+NEW_ROLE_LIMIT_S = 15
+"""How long a role may be unknown to those who check it; a caller who may not pass it waits too."""
 
 _STREAMS = 100
 """Jobs of one DescribeJobs, streams of one FilterLogEvents."""
@@ -253,15 +256,19 @@ class JobDefinitions:
                 "batch", "RegisterJobDefinition", "TooLarge",
                 f"job definition '{wanted.name}' has {size} bytes, {DEFINITION_LIMIT_BYTES} fit",
             )  # fmt: skip
-        with speaking_to("batch"):
-            self._client.register_job_definition(
-                jobDefinitionName=wanted.name,
-                **properties,
-                propagateTags=wanted.propagates_tags,
-                retryStrategy=_retry_strategy(wanted),
-                tags=wanted.tags,
-                **timeout,
-            )
+
+        def register() -> None:
+            with speaking_to("batch"):
+                self._client.register_job_definition(
+                    jobDefinitionName=wanted.name,
+                    **properties,
+                    propagateTags=wanted.propagates_tags,
+                    retryStrategy=_retry_strategy(wanted),
+                    tags=wanted.tags,
+                    **timeout,
+                )
+
+        retrying(register, _role_is_too_new, NEW_ROLE_LIMIT_S)
 
     def update(self, wanted: JobDefinition, found: JobDefinition) -> None:
         """Register a revision, then deregister those before it: jobs submitted keep theirs."""
@@ -547,6 +554,12 @@ _PATTERNS = {
 
 def _state(state: str) -> Any:
     return state
+
+
+def _role_is_too_new(error: CloudError) -> bool:
+    """A role made a moment ago is not there yet for who checks that the caller may pass it
+    (terraform-aws-modules/terraform-aws-ecs#415)."""
+    return is_denied(error) and "iam:PassRole" in str(error)
 
 
 def _is_in_use(error: CloudError) -> bool:

@@ -408,8 +408,13 @@ def _architecture(function: Function) -> Any:
 
 
 def _role_is_too_new(error: CloudError) -> bool:
-    """IAM tells Lambda of a new role some seconds after it has told us."""
-    return error.code == "InvalidParameterValueException" and "cannot be assumed" in str(error)
+    """IAM tells Lambda of a new role, and of what it allows, some seconds after it has told us.
+
+    In Lambda's words (hashicorp/terraform#15067): "The role defined for the function cannot be
+    assumed by Lambda", "The provided execution role does not have permissions to call …".
+    """
+    words = ("cannot be assumed", "execution role does not have permissions")
+    return error.code == "InvalidParameterValueException" and any(w in str(error) for w in words)
 
 
 def _policy_is_too_new(error: CloudError) -> bool:

@@ -12,6 +12,7 @@ from scar.aws.functions import FailureDestinations, Functions, Permissions
 from scar.aws.gateway import RestApis
 from scar.aws.log_groups import LogGroups
 from scar.aws.repositories import Images, Push, Repositories
+from scar.aws.roles import InstanceProfiles, Roles, ServiceLinkedRoles
 from scar.aws.secrets import Secrets
 from scar.plan import resources as kinds
 
@@ -41,6 +42,9 @@ def handlers(account: Account, pushes: Mapping[str, Push] | None = None) -> dict
         kinds.LogGroup.kind: LogGroups(account),
         kinds.Bucket.kind: Buckets(account),
         kinds.BucketSetup.kind: BucketSetups(account),
+        kinds.Role.kind: Roles(account),
+        kinds.InstanceProfile.kind: InstanceProfiles(account),
+        kinds.ServiceLinkedRole.kind: ServiceLinkedRoles(account),
         kinds.Repository.kind: Repositories(account),
         kinds.Image.kind: Images(account, pushes or {}),
         kinds.Function.kind: Functions(account),

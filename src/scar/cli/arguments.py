@@ -146,6 +146,7 @@ _SUMMARIES = {
     "stop": "end jobs",
     "explain": "say why a job is as it is, and what to do",
     "rm": "remove functions and what belongs to them",
+    "iam": "print the roles that `init` makes, or that given ones must equal: trust and policy",
     "schema": "print the JSON Schema of FDL files, for editors",
     "completion": "print what makes a shell complete commands and flags",
     "local": "the local cloud: start, stop, status, prune, reset",
@@ -172,6 +173,7 @@ _EXAMPLES = {
     "stop": "scar stop 1f0c…\n  scar stop -n split --waiting",
     "explain": "scar explain 1f0c…\n  scar explain 1f0c…:7",
     "rm": "scar rm -f video.yaml\n  scar rm -n cow --plan",
+    "iam": "scar iam -f video.yaml\n  scar iam -f video.yaml -n split --json",
     "local": "scar local status\n  scar local reset --yes",
 }
 
@@ -461,6 +463,7 @@ _ADD = {
     "stop": _add_stop,
     "explain": _add_explain,
     "rm": _add_rm,
+    "iam": _add_definition,
     "schema": _add_schema,
     "completion": _add_completion,
     "local": _add_local,

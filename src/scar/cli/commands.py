@@ -33,10 +33,14 @@ from scar.errors import (
 from scar.fdl.load import NO_RULES, load
 from scar.fdl.schema import AwsFunction, Deployment, bucket_fault
 from scar.fdl.source import Layer, Sources
+from scar.plan.desired import NeededRole, roles
 from scar.plan.diff import Step, Verb
+from scar.plan.policies import document, trust
 from scar.plan.resources import Function
 
-_RECOMMENDED = re.compile(r"\bscar (?=(init|run|invoke|put|get|ls|log|ps|wait|stop|explain|rm)\b)")
+_RECOMMENDED = re.compile(
+    r"\bscar (?=(init|run|invoke|put|get|ls|log|ps|wait|stop|explain|rm|iam)\b)"
+)
 
 
 def run_command(options: Options) -> None:
@@ -259,6 +263,21 @@ def rm(options: Options) -> None:
     render.removed(names, steps, as_json=values.json)
 
 
+def iam(options: Options) -> None:
+    """Print what the roles of functions allow and who may take them."""
+    deployment = describe(options, complete_rules).chosen()
+    facts = _account_of(deployment, options).facts()
+    told = [
+        {
+            "Name": function.lambda_.name,
+            "Roles": [_role(one) for one in roles(function, facts, deployment.storage_providers)],
+        }
+        for function in deployment.functions.aws
+    ]
+    show = render.data if options.values.json else render.document
+    show({"Functions": told})
+
+
 def local_start(options: Options) -> None:
     """Start the local cloud, unless it runs."""
     data = local.data_folder()
@@ -313,6 +332,7 @@ _COMMANDS: dict[str, Callable[[Options], None]] = {
     "stop": stop,
     "explain": explain,
     "rm": rm,
+    "iam": iam,
     "local start": local_start,
     "local stop": local_stop,
     "local status": local_status,
@@ -525,6 +545,16 @@ def _preheat(account: Account, deployment: Deployment, steps: Sequence[Step]) ->
         except FunctionFailed as exc:
             hint = "it is deployed all the same"
             render.warnings([Diagnostic(f"preheating: {exc}", hint=hint, severity="warning")])
+
+
+def _role(needed: NeededRole) -> dict[str, Any]:
+    return {
+        "Use": needed.use,
+        "Arn": needed.arn,
+        "Made": needed.is_made,
+        "Trust": trust(needed.role.service),
+        "Policy": document(needed.role.policy),
+    }
 
 
 def _following(deployment: Deployment) -> str:

@@ -102,15 +102,7 @@ def needs_one_image(function: AwsFunction, at: Loc, target: str) -> Iterator[Fau
 
 def has_what_aws_needs(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
     """Values that only the user's AWS account can give; the local cloud has its own."""
-    if target != "aws":
-        return
-    if not function.iam.role:
-        yield Fault(
-            (*at, "iam", "role"),
-            f"function `{function.lambda_.name}` needs `iam.role` on AWS",
-            "give the ARN of an execution role, or use the local cloud: `scar --local …`",
-        )
-    if function.lambda_.execution_mode == "lambda":
+    if target != "aws" or function.lambda_.execution_mode == "lambda":
         return
     for key in ("subnets", "security_group_ids"):
         if not getattr(function.batch.compute_resources, key):

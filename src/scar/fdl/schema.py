@@ -365,7 +365,8 @@ class Iam(Part):
     boto_profile: str = "default"
     """Accepted; the credentials are those of `lambda.boto_profile`."""
     role: Annotated[str, AfterValidator(_role)] = ""
-    """ARN of the execution role and job role. `{account_id}` is filled in."""
+    """ARN of a role of yours for the function and its jobs; `{account_id}` is filled in. Empty:
+    SCAR makes roles that allow what the function needs, and nothing else."""
 
 
 class Ecr(Part):
@@ -519,7 +520,7 @@ class Batch(Part):
     ) = None
     """GiB of disk, on Fargate only."""
     execution_role: Annotated[str, AfterValidator(_role)] = ""
-    """ARN of the role that pulls the image and writes the log on Fargate; `iam.role` by default."""
+    """ARN of the role that pulls the image and writes the log on Fargate; else as `iam.role`."""
     assign_public_ip: bool = False
     """On Fargate: a public address, which a subnet without NAT needs to pull the image."""
     enable_gpu: Annotated[int, BeforeValidator(_bool_as_count), Field(ge=0)] = 0

@@ -15,8 +15,9 @@ from scar.fdl.schema import (
     ObjectPathPart,
     StorageProviders,
 )
-from scar.plan import providers
+from scar.plan import policies, providers
 from scar.plan.resources import (
+    BATCH_SERVICE,
     CREATED_BY,
     REPOSITORY,
     TAG_API,
@@ -38,6 +39,7 @@ from scar.plan.resources import (
     FailureDestination,
     Function,
     Image,
+    InstanceProfile,
     JobDefinition,
     JobQueue,
     LogGroup,
@@ -46,6 +48,8 @@ from scar.plan.resources import (
     Resource,
     RestApi,
     RetryRule,
+    Role,
+    ServiceLinkedRole,
     batch_log_group,
     id_of,
     lambda_log_group,
@@ -65,6 +69,9 @@ ALLOCATION_STRATEGIES = {
     "SPOT": "SPOT_PRICE_CAPACITY_OPTIMIZED",
 }
 """AWS's default, BEST_FIT, waits for one instance type and can never be updated."""
+
+INSTANCE_PROFILE = "ecsInstanceRole"
+"""What AWS's own guides and consoles call the profile of Batch's instances."""
 
 ATTEMPTS = 3
 """Of a job whose host was lost or whose image could not be pulled."""
@@ -90,18 +97,21 @@ class AccountFacts:
         """The deployment bucket of functions whose FDL names none."""
         return f"scar-{self.id}-{self.region}"
 
-    def arn(
-        self, service: str, resource: str, region: str | None = None, owner: str | None = None
-    ) -> str:
-        """The ARN of a resource in this account; of some services without region or account."""
-        partition = "aws"
+    @property
+    def partition(self) -> str:
+        """AWS's word for its separate worlds: the second part of every ARN."""
         if self.region.startswith("cn-"):
-            partition = "aws-cn"
-        elif self.region.startswith("us-gov-"):
-            partition = "aws-us-gov"
+            return "aws-cn"
+        return "aws-us-gov" if self.region.startswith("us-gov-") else "aws"
+
+    def arn(self, service: str, resource: str, region: str | None = None) -> str:
+        """The ARN of a resource in this account."""
         place = self.region if region is None else region
-        account = self.id if owner is None else owner
-        return f"arn:{partition}:{service}:{place}:{account}:{resource}"
+        return f"arn:{self.partition}:{service}:{place}:{self.id}:{resource}"
+
+    def s3_arn(self, resource: str) -> str:
+        """The ARN of a bucket, or of keys in it: these have neither region nor account."""
+        return f"arn:{self.partition}:s3:::{resource}"
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,9 @@ def desired(
     for function in deployment.functions.aws:
         for resource in _of_function(function, images[function.lambda_.name], account):
             every.setdefault(id_of(resource), resource)
+        for needed in roles(function, account, deployment.storage_providers):
+            if needed.is_made:
+                every[id_of(needed.role)] = needed.role
         for secret in providers.secrets(
             function, deployment.storage_providers, _tags(function, account)
         ):
@@ -202,10 +215,37 @@ def compute_resources(function: AwsFunction, account: AccountFacts) -> ComputeRe
     return compute.model_copy(update=given)
 
 
-def role_arn(function: AwsFunction, account: AccountFacts) -> str:
-    """The execution role and job role; empty where the FDL has none and the account needs one."""
-    default = account.arn("iam", "role/scar-local", region="") if account.is_local else ""
-    return _filled(function.iam.role, account) or default
+@dataclass(frozen=True)
+class NeededRole:
+    """A role that a function takes."""
+
+    use: policies.Use
+    arn: str
+    is_made: bool
+    """By SCAR; else it is the user's, or the local cloud's, which asks nobody what he may do."""
+    role: Role
+    """As SCAR makes it: what a given one must allow as well."""
+
+
+def roles(
+    function: AwsFunction, account: AccountFacts, storages: StorageProviders
+) -> list[NeededRole]:
+    """The roles of `function`, made or given; `storages` are those of the whole FDL."""
+    config = function_config(function, account, ImageDefaults(), storages)
+    found: list[NeededRole] = []
+    for use in policies.uses(function):
+        given = _given_role(function, use, account)
+        role = policies.role(function, config, use, account, _tags(function, account))
+        arn = given or account.arn("iam", f"role/{role.name}", region="")
+        found.append(NeededRole(use, arn, not given, role))
+    return found
+
+
+def role_arn(function: AwsFunction, use: policies.Use, account: AccountFacts) -> str:
+    """The role that the function, its jobs or their agent take."""
+    name = policies.role_name(function.lambda_.name, use, account)
+    made = account.arn("iam", f"role/{name}", region="")
+    return _given_role(function, use, account) or made
 
 
 def object_path(path: str) -> tuple[str, str]:
@@ -244,7 +284,7 @@ def _of_function(
     yield Function(
         name=its.name,
         image_uri=image.uri,
-        role_arn=role_arn(function, account),
+        role_arn=role_arn(function, "function", account),
         memory_mb=its.memory,
         timeout_s=its.timeout,
         ephemeral_storage_mb=its.ephemeral_storage,
@@ -258,7 +298,7 @@ def _of_function(
     )
     if account.is_local or not function.iam.role:
         # A role of the user's may not allow it, and Lambda would refuse the destination.
-        yield FailureDestination(its.name, account.arn("s3", bucket, region="", owner=""))
+        yield FailureDestination(its.name, account.s3_arn(bucket))
     yield from _storage(function, account)
     yield from _api(function, account, tags)
 
@@ -302,6 +342,7 @@ def _batch(
         function.cloudwatch.log_retention_policy_in_days,
         {key: value for key, value in tags.items() if key != TAG_QUEUE},
     )
+    yield from _roles_of_batch(function, account)
     yield ComputeEnvironment(
         name=queue,
         type=compute.type,
@@ -321,7 +362,7 @@ def _batch(
     yield JobDefinition(
         name=name,
         image_uri=image.uri,
-        job_role_arn=role_arn(function, account),
+        job_role_arn=role_arn(function, "job", account),
         vcpus=batch.vcpus,
         memory_mib=batch.memory,
         gpus=int(batch.enable_gpu),
@@ -333,7 +374,7 @@ def _batch(
         attempts=1 + batch.retry if batch.retry else ATTEMPTS,
         retry_rules=retry_rules(batch.retry, nodes.enabled),
         propagates_tags=True,
-        execution_role_arn=_execution_role(function, account) if is_fargate else "",
+        execution_role_arn=role_arn(function, "task", account) if is_fargate else "",
         shared_memory_mib=batch.shared_memory,
         ephemeral_storage_gib=batch.ephemeral_storage,
         assigns_public_ip=batch.assign_public_ip and is_fargate,
@@ -374,8 +415,23 @@ def _node_environment(function: AwsFunction) -> dict[str, str]:
     return {"SCAR_MNP_SLOTS": str(batch.enable_gpu or max(1, int(batch.vcpus)))}
 
 
-def _execution_role(function: AwsFunction, account: AccountFacts) -> str:
-    return _filled(function.batch.execution_role, account) or role_arn(function, account)
+def _roles_of_batch(function: AwsFunction, account: AccountFacts) -> Iterable[Resource]:
+    """What an account that never used Batch lacks, where the defaults are meant."""
+    compute = compute_resources(function, account)
+    default = account.arn("iam", f"instance-profile/{INSTANCE_PROFILE}", region="")
+    if account.is_local:
+        return
+    if not compute.type.startswith("FARGATE") and compute.instance_role == default:
+        yield InstanceProfile(INSTANCE_PROFILE)
+    if not function.batch.service_role:
+        yield ServiceLinkedRole(BATCH_SERVICE)
+
+
+def _given_role(function: AwsFunction, use: policies.Use, account: AccountFacts) -> str:
+    """The role that the FDL names, or the local cloud's one; empty where SCAR makes it."""
+    own = function.batch.execution_role if use == "task" else ""
+    default = account.arn("iam", "role/scar-local", region="") if account.is_local else ""
+    return _filled(own or function.iam.role, account) or default
 
 
 def _storage(function: AwsFunction, account: AccountFacts) -> Iterable[Resource]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from scar_supervisor.records import STATE_PREFIX
 
@@ -38,6 +38,9 @@ TAG_API = "scar:api"
 CREATED_BY = "scar"
 REPOSITORY = "scar"
 """The one ECR repository of an account and region; its tags name function and content."""
+
+BATCH_SERVICE = "batch.amazonaws.com"
+"""Whose service-linked role compute environments have that name no other."""
 
 
 class ResourceId(NamedTuple):
@@ -112,6 +115,37 @@ class BucketSetup:
     is_private: bool = True
     """Whether Block Public Access is on as a whole. Access to a bucket that the user named is the
     user's matter: it counts as private."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """An IAM role of one function, with one inline policy; other policies of it are left alone."""
+
+    kind: ClassVar[str] = "role"
+    name: str
+    service: str
+    """Who may take it, such as `lambda.amazonaws.com`, and nobody else."""
+    policy: Mapping[str, Mapping[str, Any]]
+    """Statements as IAM has them, by their `Sid`."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InstanceProfile:
+    """The profile of Batch's instances that is AWS's own default. Made when absent, with a role of
+    the same name; never changed and never deleted: others use it."""
+
+    kind: ClassVar[str] = "instance profile"
+    name: str
+
+
+@dataclass(frozen=True)
+class ServiceLinkedRole:
+    """The role that a service of AWS acts with. Made when absent, never deleted."""
+
+    kind: ClassVar[str] = "service-linked role"
+    name: str
+    """The service's, such as `batch.amazonaws.com`."""
 
 
 @dataclass(frozen=True)
@@ -316,6 +350,9 @@ Resource: TypeAlias = (
     LogGroup
     | Bucket
     | BucketSetup
+    | Role
+    | InstanceProfile
+    | ServiceLinkedRole
     | Repository
     | Image
     | Function
@@ -348,6 +385,7 @@ def needs(resource: Resource) -> tuple[ResourceId, ...]:
                 _image_id(resource.image_uri),
                 ResourceId(LogGroup.kind, lambda_log_group(resource.name)),
                 *secret_ids(resource),
+                _role_id(resource.role_arn),
             )
         case BucketSetup():
             return (ResourceId(Bucket.kind, resource.name),)
@@ -371,14 +409,8 @@ def needs(resource: Resource) -> tuple[ResourceId, ...]:
                 ResourceId(Function.kind, resource.name),
                 ResourceId(JobDefinition.kind, resource.name),
             )
-        case JobQueue():
-            return (ResourceId(ComputeEnvironment.kind, resource.compute_environment),)
-        case JobDefinition():
-            return (
-                _image_id(resource.image_uri),
-                ResourceId(LogGroup.kind, resource.log_group),
-                ResourceId(JobQueue.kind, resource.tags.get(TAG_QUEUE, "")),
-            )
+        case ComputeEnvironment() | JobQueue() | JobDefinition():
+            return _needs_in_batch(resource)
         case _:
             return ()
 
@@ -402,6 +434,31 @@ def lambda_log_group(function: str) -> str:
 def batch_log_group(function: str) -> str:
     """Where the jobs of `function` write their log."""
     return f"/aws/batch/{function}"
+
+
+def _needs_in_batch(
+    resource: ComputeEnvironment | JobQueue | JobDefinition,
+) -> tuple[ResourceId, ...]:
+    match resource:
+        case ComputeEnvironment():
+            return (
+                ResourceId(InstanceProfile.kind, resource.instance_role.rpartition("/")[2]),
+                ResourceId(ServiceLinkedRole.kind, BATCH_SERVICE),
+            )
+        case JobQueue():
+            return (ResourceId(ComputeEnvironment.kind, resource.compute_environment),)
+        case JobDefinition():
+            return (
+                _image_id(resource.image_uri),
+                ResourceId(LogGroup.kind, resource.log_group),
+                ResourceId(JobQueue.kind, resource.tags.get(TAG_QUEUE, "")),
+                _role_id(resource.job_role_arn),
+                _role_id(resource.execution_role_arn),
+            )
+
+
+def _role_id(arn: str) -> ResourceId:
+    return ResourceId(Role.kind, arn.rpartition("/")[2])
 
 
 def _image_id(image_uri: str) -> ResourceId:

@@ -1,0 +1,219 @@
+"""Roles made by the real command, on a cloud that is AWS to it: target aws, the local endpoint."""
+
+import json
+import os
+
+import boto3
+import pytest
+
+from scar.__main__ import main
+from tests.doubles.cloud import local_cloud
+from tests.integration.test_images_sources import a_tar, files_of, write
+
+REGION = "eu-west-1"
+OWN = "arn:aws:iam::000000000000:role/mine"
+FDL = """\
+functions:
+  aws:
+  - lambda:
+      name: split
+      execution_mode: batch
+      container: {image_file: image.tar}
+      input: [{path: video/input}]
+      output: [{path: video/frames}]
+    batch:
+      compute_resources: {subnets: [subnet-1], security_group_ids: [sg-1]}
+  - lambda:
+      name: detect
+      container: {image_file: image.tar}
+      input: [{path: video/frames}]
+      output: [{path: video/output}]
+"""
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    with local_cloud(tmp_path_factory.mktemp("cloud")) as account:
+        yield account.endpoint_url
+
+
+@pytest.fixture
+def iam(url):
+    return boto3.client(
+        "iam", endpoint_url=url, region_name=REGION,
+        aws_access_key_id="test", aws_secret_access_key="test",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def scar(url, tmp_path, monkeypatch, capsys):
+    """The command in a folder with an image; gives what it printed."""
+    write(tmp_path / "image.tar", files_of([a_tar()], layout=False))
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "SCAR_CONFIG_FOLDER": str(tmp_path / "config"),
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": REGION,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, fdl=FDL):
+        (tmp_path / "video.yaml").write_text(fdl)
+        capsys.readouterr()
+        code = main(arguments)
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out
+
+    yield run
+    run("rm", "-a")
+
+
+def roles(iam):
+    return sorted(
+        role["RoleName"]
+        for page in iam.get_paginator("list_roles").paginate()
+        for role in page["Roles"]
+        if role["RoleName"].startswith("scar-")
+    )
+
+
+def verbs(printed):
+    return [(step["Verb"], step["Kind"], step["Name"]) for step in json.loads(printed)["Plan"]]
+
+
+def test_init_makes_the_roles_once_and_rm_leaves_none(scar, iam):
+    scar("init", "-f", "video.yaml")
+    assert roles(iam) == [
+        "scar-detect-eu-west-1-function",
+        "scar-split-eu-west-1-function",
+        "scar-split-eu-west-1-job",
+    ]
+    assert iam.get_instance_profile(InstanceProfileName="ecsInstanceRole")
+    linked = iam.list_roles(PathPrefix="/aws-service-role/batch.amazonaws.com/")["Roles"]
+    assert len(linked) == 1
+    assert scar("init", "-f", "video.yaml", "--plan").splitlines() == ["nothing to do"]
+    scar("rm", "-f", "video.yaml")
+    assert roles(iam) == []
+    assert iam.get_instance_profile(InstanceProfileName="ecsInstanceRole"), "it is everybody's"
+
+
+def test_function_and_job_take_the_roles_and_iam_shows_what_they_have(scar, iam, url):
+    scar("init", "-f", "video.yaml")
+    printed = json.loads(scar("iam", "-f", "video.yaml", "-n", "split"))
+    [split] = printed["Functions"]
+    assert [(one["Use"], one["Made"]) for one in split["Roles"]] == [
+        ("function", True),
+        ("job", True),
+    ]
+    for role in split["Roles"]:
+        name = role["Arn"].rpartition("/")[2]
+        its = iam.get_role(RoleName=name)["Role"]
+        policy = iam.get_role_policy(RoleName=name, PolicyName="scar")["PolicyDocument"]
+        assert (its["AssumeRolePolicyDocument"], policy) == (role["Trust"], role["Policy"])
+    options = {
+        "endpoint_url": url, "region_name": REGION,
+        "aws_access_key_id": "test", "aws_secret_access_key": "test",
+    }  # fmt: skip
+    taken = boto3.client("lambda", **options).get_function_configuration(FunctionName="split")
+    [definition] = boto3.client("batch", **options).describe_job_definitions(
+        jobDefinitionName="split", status="ACTIVE"
+    )["jobDefinitions"]
+    assert [taken["Role"], definition["containerProperties"]["jobRoleArn"]] == [
+        role["Arn"] for role in split["Roles"]
+    ]
+
+
+def test_roles_come_and_go_with_what_the_fdl_says(scar, iam):
+    given = FDL + f"    iam: {{role: '{OWN}'}}\n"
+    scar("init", "-f", "video.yaml", fdl=given)
+    assert "scar-detect-eu-west-1-function" not in roles(iam), "a role was given"
+    plan = verbs(scar("init", "-f", "video.yaml", "--plan", "-j"))
+    assert plan == [
+        ("create", "role", "scar-detect-eu-west-1-function"),
+        ("update", "function", "detect"),
+        ("create", "failure destination", "detect"),
+    ]
+    scar("init", "-f", "video.yaml")
+    plan = verbs(scar("init", "-f", "video.yaml", "--plan", "-j", fdl=given))
+    assert plan == [
+        ("update", "function", "detect"),
+        ("delete", "role", "scar-detect-eu-west-1-function"),
+    ]
+    scar("init", "-f", "video.yaml", fdl=given)
+    assert "scar-detect-eu-west-1-function" not in roles(iam)
+
+
+def test_a_function_without_jobs_has_no_role_for_them(scar, iam):
+    scar("init", "-f", "video.yaml")
+    scar("init", "-f", "video.yaml", fdl=FDL.replace("execution_mode: batch", "memory: 256"))
+    assert "scar-split-eu-west-1-job" not in roles(iam)
+    assert "scar-split-eu-west-1-function" in roles(iam)
+
+
+def test_fargate_has_a_role_that_pulls_its_image(scar, iam):
+    fargate = FDL.replace("compute_resources: {", "compute_resources: {type: FARGATE, ")
+    fargate = fargate.replace("batch:\n", "batch:\n      memory: 2048\n")
+    scar("init", "-f", "video.yaml", fdl=fargate)
+    assert "scar-split-eu-west-1-task" in roles(iam)
+    assert scar("init", "-f", "video.yaml", "--plan", fdl=fargate).strip() == "nothing to do"
+    scar("init", "-f", "video.yaml")
+    assert "scar-split-eu-west-1-task" not in roles(iam)
+
+
+def test_a_change_of_what_is_allowed_is_shown_and_made(scar, iam):
+    scar("init", "-f", "video.yaml")
+    other = FDL.replace("video/output", "video/result")
+    [line, _] = [
+        line
+        for line in scar("init", "-f", "video.yaml", "--plan", fdl=other).splitlines()
+        if "role" in line or "to update" in line
+    ]
+    assert line.startswith("update role 'scar-detect-eu-west-1-function'  (policy.Outputs {")
+    scar("init", "-f", "video.yaml", fdl=other)
+    name = "scar-detect-eu-west-1-function"
+    policy = iam.get_role_policy(RoleName=name, PolicyName="scar")["PolicyDocument"]
+    assert "video/result/*" in json.dumps(policy)
+    assert "video/output" not in json.dumps(policy)
+
+
+def test_a_role_that_was_made_before_a_failure_goes_with_rm(scar, iam):
+    """As after an `init` that was ended between its first two steps."""
+    scar("init", "-f", "video.yaml")
+    scar("rm", "-n", "detect")
+    iam.create_role(
+        RoleName="scar-detect-eu-west-1-function",
+        AssumeRolePolicyDocument="{}",
+        Tags=[{"Key": "createdby", "Value": "scar"}],
+    )
+    scar("rm", "-n", "detect")
+    assert "scar-detect-eu-west-1-function" not in roles(iam)
+
+
+def test_a_role_of_that_name_that_is_not_ours_stays(scar, iam):
+    name = "scar-detect-eu-west-1-job"
+    iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
+    scar("init", "-f", "video.yaml")
+    scar("rm", "-f", "video.yaml")
+    assert roles(iam) == [name]
+    iam.delete_role(RoleName=name)
+
+
+def test_iam_says_what_a_given_role_must_allow(scar):
+    given = FDL.replace("  - lambda:", f"  - iam: {{role: '{OWN}'}}\n    lambda:", 1)
+    text = scar("iam", "-f", "video.yaml", "-n", "split", fdl=given)
+    compact = scar("iam", "-f", "video.yaml", "-n", "split", "--json", fdl=given)
+    assert json.loads(text) == json.loads(compact)
+    assert len(compact.splitlines()) == 1 < len(text.splitlines())
+    [split] = json.loads(compact)["Functions"]
+    assert [(one["Arn"], one["Made"]) for one in split["Roles"]] == [(OWN, False)] * 2
+    assert {one["Trust"]["Statement"][0]["Principal"]["Service"] for one in split["Roles"]} == {
+        "lambda.amazonaws.com",
+        "ecs-tasks.amazonaws.com",
+    }
