@@ -57,6 +57,7 @@ class Claim:
     began_ms: int
     nonce: str
     """Tells a claim from the same owner's next one."""
+    is_given_up: bool = False
 
     def dump(self) -> bytes:
         """As JSON."""
@@ -153,7 +154,7 @@ class Once:
     def give_up(self) -> None:
         """We end without being done: whoever comes next may begin."""
         for mark in self.held:
-            self._replace(mark, replace(mark.claim, until_ms=0))
+            self._replace(mark, replace(mark.claim, is_given_up=True))
 
     def done(self, mark: Mark, lineage: Lineage, outputs: Sequence[str]) -> None:
         """Keep what was done. That it cannot be kept is no failure: the outputs are there."""
@@ -242,6 +243,8 @@ class Once:
 
     def _may_take(self, theirs: Claim) -> bool:
         """Whether who holds the claim has ended, or has handed it on to us."""
+        if theirs.is_given_up:
+            return True
         if theirs.is_job:
             return self._job_has_ended(theirs.owner)
         return self._owner.is_job or theirs.until_ms < time.time() * 1000

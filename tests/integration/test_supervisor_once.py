@@ -294,6 +294,17 @@ def test_a_failed_job_keeps_its_event_after_the_last_attempt(world: World) -> No
     assert (record.run_id, record.exit_code, record.attempts) == ("job-1:7", 3, 2)
 
 
+def test_what_a_job_has_failed_another_may_do_before_batch_says_that_it_ended(
+    world: World,
+) -> None:
+    api = world.runtime(execution_mode="batch", job_queue="q", job_definition="f")
+    job_id = api.invoke(event_of()).body["headers"][contract.JOB_ID_HEADER]
+    assert world.job(event_of(), job_id, "exit 3").wait() == 3
+    assert job_id not in world.cloud.ended
+    assert world.job(event_of(), "another").wait() == 0
+    assert world.runs == 1
+
+
 def test_an_input_as_large_as_one_that_ran_out_of_time_goes_straight_to_batch(
     world: World,
 ) -> None:
