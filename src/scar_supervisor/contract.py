@@ -6,7 +6,6 @@ the supervisor reads it at start. Everything here is standard library only.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -201,6 +200,8 @@ class FunctionConfig:
     @property
     def version(self) -> str:
         """Names what the function does: another script, image or config is another version."""
+        import hashlib  # OpenSSL's library takes time to load, and many events need none of it
+
         return hashlib.sha256(self.dump().encode()).hexdigest()[:16]
 
     def dump(self) -> str:

@@ -9,20 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scar_supervisor import contract, failures
+from scar_supervisor import contract
 from scar_supervisor.events import Event
 from scar_supervisor.faults import ConfigFault, Fault, ScriptTimedOut
 from scar_supervisor.log import Log
-from scar_supervisor.once import Already, Once, Owner
-from scar_supervisor.records import work_version
-from scar_supervisor.routes import Routes
 from scar_supervisor.script import Limits, stop_grace_s
 from scar_supervisor.storage import Storages
 from scar_supervisor.supervise import Function, Supervisor, Turn, load_function, work_of
 from scar_supervisor.transport import BROKEN, Origin, Reply
 
 if TYPE_CHECKING:
+    # Loaded when they are needed: most functions never delegate, many events have no object, and
+    # OpenSSL's library takes time to load.
     from scar_supervisor.delegate import Batch
+    from scar_supervisor.once import Already, Once
+    from scar_supervisor.routes import Routes
 
 VERSION_PATH = "/2018-06-01/runtime"
 
@@ -150,24 +151,22 @@ class Runtime:
         event = work_of(invocation.raw, self._config, self._storages, self._log)
         if event is None:
             return self._answered(invocation, b"")
-        owner = Owner(invocation.request_id, until_ms=invocation.deadline_ms)
-        once = self._once(event, owner)
+        once = self._once(invocation, event) if event.objects else None
         try:
-            return self._work(invocation, event, once, owner)
+            return self._work(invocation, event, once)
         except BaseException as fault:
-            self._failed(event, owner, once, fault)
+            if once is not None:
+                self._failed(event, once, fault)
             raise
 
-    def _work(
-        self, invocation: Invocation, event: Event, once: Once, owner: Owner
-    ) -> dict[str, object]:
+    def _work(self, invocation: Invocation, event: Event, once: Once | None) -> dict[str, object]:
         mode = self._config.execution_mode
-        routes = Routes(self._config, self._storages, self._environ, self._log)
         if mode == "batch":
             return self._delegated(invocation, event, once)
-        turn = self._turn(invocation, owner)
+        turn = self._turn(invocation)
         limit_s = (turn.limits.deadline or 0) - time.monotonic()
-        if mode == "lambda-batch" and routes.leads_to_batch(event, limit_s):
+        routes = self._routes() if mode == "lambda-batch" and event.objects else None
+        if routes and routes.leads_to_batch(event, limit_s):
             return self._delegated(invocation, event, once)
         try:
             output = self._supervisor.supervise(event, turn, once)
@@ -175,18 +174,27 @@ class Runtime:
             if mode != "lambda-batch":
                 raise
             self._log.warning(str(fault))
-            routes.ran_out_of_time(event, limit_s, invocation.request_id)
+            if routes:
+                routes.ran_out_of_time(event, limit_s, invocation.request_id)
             return self._delegated(invocation, event, once)
         return self._answered(invocation, output)
 
-    def _once(self, event: Event, owner: Owner) -> Once:
-        config = self._config
+    def _once(self, invocation: Invocation, event: Event) -> Once:
+        from scar_supervisor.once import Once, Owner
+        from scar_supervisor.records import work_version
+
+        config, owner = self._config, Owner(invocation.request_id, False, invocation.deadline_ms)
         version = work_version(config.version, event.own_program)
         return Once(
             config, self._storages, self._log, owner, version, self._has_ended, event.forced
         )
 
-    def _failed(self, event: Event, owner: Owner, once: Once, fault: BaseException) -> None:
+    def _routes(self) -> Routes:
+        from scar_supervisor.routes import Routes
+
+        return Routes(self._config, self._storages, self._environ, self._log)
+
+    def _failed(self, event: Event, once: Once, fault: BaseException) -> None:
         """Lambda tries again; after the last time the event is kept.
 
         How often it tried only a claim tells. What has none, or was killed, Lambda's on-failure
@@ -195,10 +203,12 @@ class Runtime:
         attempts = once.attempts
         once.give_up()
         if attempts >= contract.ASYNCHRONOUS_ATTEMPTS:
-            record = failures.failed(self._config, owner, event.text, fault, attempts)
+            from scar_supervisor import failures
+
+            record = failures.failed(self._config, once.owner, event.text, fault, attempts)
             failures.keep(self._config, self._storages, self._log, record)
 
-    def _turn(self, invocation: Invocation, owner: Owner) -> Turn:
+    def _turn(self, invocation: Invocation) -> Turn:
         left_s = invocation.deadline_ms / 1000 - time.time()
         threshold_s = float(self._config.timeout_threshold_s)
         if threshold_s >= left_s:
@@ -213,10 +223,11 @@ class Runtime:
             stop_grace_s=stop_grace_s(self._environ),
             keep_bytes=KEPT_OUTPUT_BYTES,
         )
-        return Turn(invocation.request_id, owner, limits=limits, trace_id=invocation.trace_id)
+        request_id = invocation.request_id
+        run = f"invocation:{request_id}"
+        return Turn(request_id, run, limits=limits, trace_id=invocation.trace_id)
 
     def _batch(self) -> Batch:
-        # Only here: most functions never delegate, and OpenSSL's library takes time to load.
         from scar_supervisor.delegate import Batch
 
         return Batch(self._environ, self._storages)
@@ -224,25 +235,33 @@ class Runtime:
     def _has_ended(self, job_id: str) -> bool:
         return self._batch().has_ended(job_id)
 
-    def _delegated(self, invocation: Invocation, event: Event, once: Once) -> dict[str, object]:
-        claimed = [once.begin(item) for item in event.objects]
-        known = [its for its in claimed if isinstance(its, Already)]
-        for its in known:
-            self._log.info(f"{its}: nothing to do")
-        if known and len(known) == len(claimed):
-            return self._known(invocation, known[-1])
-        if self._config.burst is not None and event.objects:
-            return self._gathered(invocation, event, once)
-        job_id = None
-        if once.attempts > 1:  # the attempt before may have broken off when it had submitted
-            since_ms = min(mark.claim.began_ms for mark in once.held)
-            variable = (contract.REQUEST_ID_VARIABLE, invocation.request_id)
-            job_id = self._batch().find(self._config, since_ms, variable)
-        if job_id is None:
+    def _delegated(
+        self, invocation: Invocation, event: Event, once: Once | None
+    ) -> dict[str, object]:
+        if once is None:
             job_id = self._batch().submit(self._config, event.text, invocation.request_id)
-        once.hand_over(job_id)
+        else:
+            known = [its for item in event.objects if (its := once.known(item))]
+            for its in known:
+                self._log.info(f"{its}: nothing to do")
+            if len(known) == len(event.objects):
+                return self._known(invocation, known[-1])
+            if self._config.burst is not None:
+                return self._gathered(invocation, event, once)
+            job_id = self._submitted(invocation, event, once)
+            once.hand_over(job_id)
         self._log.info(f"delegated to Batch job {job_id}")
         return self._in_job(invocation, job_id)
+
+    def _submitted(self, invocation: Invocation, event: Event, once: Once) -> str:
+        """The event's job; the attempt before may have broken off when it had submitted it."""
+        batch, request_id = self._batch(), invocation.request_id
+        found = None
+        if once.attempts > 1:
+            since_ms = min(mark.claim.began_ms for mark in once.held)
+            variable = (contract.REQUEST_ID_VARIABLE, request_id)
+            found = batch.find(self._config, since_ms, variable)
+        return found or batch.submit(self._config, event.text, request_id)
 
     def _gathered(self, invocation: Invocation, event: Event, once: Once) -> dict[str, object]:
         from scar_supervisor.bursts import Bursts

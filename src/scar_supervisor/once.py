@@ -36,11 +36,6 @@ class Owner:
     is_job: bool = False
     until_ms: int = 0
 
-    @property
-    def run(self) -> str:
-        """As `Lineage` names it."""
-        return f"{'job' if self.is_job else 'invocation'}:{self.id}"
-
 
 @dataclass(frozen=True)
 class Claim:
@@ -113,7 +108,7 @@ class Once:
         forced: bool = False,
     ) -> None:
         self._config, self._storages, self._log = config, storages, log
-        self._owner, self._version, self._forced = owner, version, forced
+        self.owner, self._version, self._forced = owner, version, forced
         self._job_has_ended = job_has_ended
         self._marks: dict[InputObject, Mark | Already] = {}
 
@@ -143,6 +138,16 @@ class Once:
             except Unreachable as exc:
                 raise StagingFailed(self._bucket, f"cannot claim the input: {exc}") from exc
         return self._marks[item]
+
+    def known(self, item: InputObject) -> Already | None:
+        """As `begin`; None where the object is ours to work on."""
+        its = self.begin(item)
+        return its if isinstance(its, Already) else None
+
+    def mark(self, item: InputObject) -> Mark | None:
+        """Our claim on an object, if we hold one."""
+        its = self._marks.get(item)
+        return its if isinstance(its, Mark) else None
 
     def hand_over(self, job_id: str) -> None:
         """A job goes on with everything that we hold."""
@@ -219,7 +224,7 @@ class Once:
 
     def _judge(self, item: InputObject, its_id: str, theirs: Claim, mine: Claim) -> Claim | Already:
         """The claim to write over theirs, or why we may not."""
-        ours_again = theirs.owner == self._owner.id
+        ours_again = theirs.owner == self.owner.id
         if _is_newer(item.sequencer, theirs.sequencer):
             return mine
         done = self._done(theirs, its_id)
@@ -227,7 +232,7 @@ class Once:
             kind, _, by = done.lineage.run.partition(":")
             # What an event of S3 told is done; what a user asks for is what the function does now.
             same = bool(item.sequencer) or theirs.version == self._version
-            if by == self._owner.id or (same and not self._forced):
+            if by == self.owner.id or (same and not self._forced):
                 return Already(item, True, by, kind == "job")
         elif ours_again:
             return replace(mine, attempts=theirs.attempts + 1, began_ms=theirs.began_ms)
@@ -247,7 +252,7 @@ class Once:
             return True
         if theirs.is_job:
             return self._job_has_ended(theirs.owner)
-        return self._owner.is_job or theirs.until_ms < time.time() * 1000
+        return self.owner.is_job or theirs.until_ms < time.time() * 1000
 
     def _done(self, claim: Claim, its_id: str) -> Done | None:
         found = self._storages.account.load(self._bucket, self._done_prefix(claim) + its_id)
@@ -261,7 +266,7 @@ class Once:
     def _claim(self, item: InputObject) -> Claim:
         now_ms = int(time.time() * 1000)
         return Claim(
-            *(self._owner.id, self._owner.is_job, self._owner.until_ms, 1),
+            *(self.owner.id, self.owner.is_job, self.owner.until_ms, 1),
             *(item.sequencer, self._version, now_ms, os.urandom(8).hex()),
         )
 

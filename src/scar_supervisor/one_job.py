@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from scar_supervisor import contract, failures
+from scar_supervisor import contract
 from scar_supervisor.contract import FunctionConfig
+from scar_supervisor.events import Event
 from scar_supervisor.faults import (
     ConfigFault,
     EventFault,
@@ -16,8 +18,6 @@ from scar_supervisor.faults import (
     StagingFailed,
 )
 from scar_supervisor.log import Log
-from scar_supervisor.once import Once, Owner
-from scar_supervisor.records import work_version
 from scar_supervisor.script import Limits, stop_grace_s
 from scar_supervisor.storage import Storages
 from scar_supervisor.supervise import (
@@ -29,6 +29,9 @@ from scar_supervisor.supervise import (
     whole,
     work_of,
 )
+
+if TYPE_CHECKING:
+    from scar_supervisor.once import Once
 
 
 def run(environ: Mapping[str, str], log: Log) -> int:
@@ -77,7 +80,7 @@ class _Job:
         self.log = log
         self._function, self._environ, self._part = function, environ, part
         self._storages = Storages(environ, function.config.providers)
-        self._owner = Owner(environ["AWS_BATCH_JOB_ID"], is_job=True)
+        self._id = environ["AWS_BATCH_JOB_ID"]
         self._once: Once | None = None
         self._event = "{}"
 
@@ -91,18 +94,11 @@ class _Job:
             return
         if self._part.scratch_name and len(event.objects) > 1:
             raise EventFault("a multi-node job works on one object; the event has several")
-        self._once = Once(
-            config,
-            self._storages,
-            self.log,
-            self._owner,
-            work_version(config.version, event.own_program),
-            self._has_ended,
-            event.forced,
-        )
+        if event.objects and self._part.claims:
+            self._once = self._claiming(event)
         turn = Turn(
-            environ.get(contract.REQUEST_ID_VARIABLE) or self._owner.id,
-            self._owner,
+            environ.get(contract.REQUEST_ID_VARIABLE) or self._id,
+            f"job:{self._id}",
             in_job=True,
             limits=Limits(stop_grace_s=stop_grace_s(environ)),
             part=self._part,
@@ -120,8 +116,20 @@ class _Job:
         attempt = int(self._environ.get("AWS_BATCH_JOB_ATTEMPT") or 1)
         if attempt < config.job_attempts and exit_code(fault) != contract.EXIT_CONFIG:
             return
-        record = failures.failed(config, self._owner, self._event, fault, attempt)
+        from scar_supervisor import failures
+        from scar_supervisor.once import Owner
+
+        owner = Owner(self._id, is_job=True)
+        record = failures.failed(config, owner, self._event, fault, attempt)
         failures.keep(config, self._storages, self.log, record)
+
+    def _claiming(self, event: Event) -> Once:
+        from scar_supervisor.once import Once, Owner
+        from scar_supervisor.records import work_version
+
+        config, owner = self._function.config, Owner(self._id, is_job=True)
+        version = work_version(config.version, event.own_program)
+        return Once(config, self._storages, self.log, owner, version, self._has_ended, event.forced)
 
     def _has_ended(self, job_id: str) -> bool:
         from scar_supervisor.delegate import Batch  # needed only where another job has it

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from scar_supervisor import contract, environment, events, program, scratch, script, staging
 from scar_supervisor.contract import FunctionConfig, load_config
 from scar_supervisor.events import Event, InputObject
 from scar_supervisor.faults import ConfigFault, EventFault, ScriptFailed, ScriptTimedOut, Stopped
 from scar_supervisor.log import Log
-from scar_supervisor.once import Already, Mark, Once, Owner
-from scar_supervisor.records import RECORD, STATE_PREFIX, Lineage, Reference
 from scar_supervisor.scratch import Scratch
 from scar_supervisor.script import Limits, Outcome
 from scar_supervisor.storage import Storages, check_providers
+
+if TYPE_CHECKING:
+    # Loaded when an event has objects: many have none, and OpenSSL's library takes time to load.
+    from scar_supervisor.once import Mark, Once
+    from scar_supervisor.records import Lineage, Reference
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Turn:
 
     request_id: str
     """Of the invocation, in a job of that which submitted it."""
-    owner: Owner
+    run: str
+    """As `Lineage` names it."""
     limits: Limits
     in_job: bool = False
     trace_id: str | None = None
@@ -83,7 +87,7 @@ def work_of(raw: bytes, config: FunctionConfig, storages: Storages, log: Log) ->
     for item in event.objects:
         if item.is_folder_marker:
             log.info(f"`{item.key}` only marks a folder: nothing to do for it")
-        elif item.bucket == config.deployment_bucket and item.key.startswith(STATE_PREFIX):
+        elif _is_our_own(item, config):
             log.warning(f"`{item.key}` is SCAR's own: nothing to do for it")
         else:
             objects.append(item)
@@ -97,6 +101,8 @@ def whole(raw: bytes, config: FunctionConfig, storages: Storages) -> bytes:
     text = events.reference_in(raw)
     if not text:
         return raw
+    import hashlib
+
     reference = _reference(text, config)
     data = storages.account.load_whole(reference.bucket, reference.key)
     if hashlib.sha256(data).hexdigest() != reference.sha256:
@@ -104,7 +110,15 @@ def whole(raw: bytes, config: FunctionConfig, storages: Storages) -> bytes:
     return data
 
 
+def _is_our_own(item: InputObject, config: FunctionConfig) -> bool:
+    from scar_supervisor.records import STATE_PREFIX
+
+    return item.bucket == config.deployment_bucket and item.key.startswith(STATE_PREFIX)
+
+
 def _reference(text: str, config: FunctionConfig) -> Reference:
+    from scar_supervisor.records import Reference
+
     try:
         return Reference.parse(text, config.deployment_bucket)
     except ValueError as exc:
@@ -121,23 +135,24 @@ class Supervisor:
         self._storages, self._log = storages, log
         self._adopts = False
 
-    def supervise(self, event: Event, turn: Turn, once: Once) -> bytes:
+    def supervise(self, event: Event, turn: Turn, once: Once | None) -> bytes:
         """Run the script once for each object of the event, in order; its output, joined.
 
-        An object that needs no work is left out. Raises a Fault at the first run that fails,
-        Stopped when the platform ends us.
+        `once` claims them; None where there are none, or another machine does. An object that needs
+        no work is left out. Raises a Fault at the first run that fails, Stopped when the platform
+        ends us.
         """
         self._adopt_orphans()
         output = bytearray()
         for item in event.objects or (None,):
             keep = max(0, turn.limits.keep_bytes - len(output))
             limits = replace(turn.limits, keep_bytes=keep)
-            claimed = once.begin(item) if item is not None and turn.part.claims else None
-            if isinstance(claimed, Already):
-                self._log.info(f"{claimed}: nothing to do")
-                output += f"{claimed}; `scar run --force` repeats it\n".encode()
+            if once and item and (known := once.known(item)):
+                self._log.info(f"{known}: nothing to do")
+                output += f"{known}; `scar run --force` repeats it\n".encode()
                 continue
-            outcome = self._run_once(_Run(event, item, replace(turn, limits=limits), claimed), once)
+            mark = once.mark(item) if once and item else None
+            outcome = self._run_once(_Run(event, item, replace(turn, limits=limits), mark), once)
             output += outcome.head
             if keep and outcome.output_bytes > len(outcome.head):
                 output += (
@@ -146,7 +161,7 @@ class Supervisor:
                 ).encode()
         return bytes(output)
 
-    def _run_once(self, run: _Run, once: Once) -> Outcome:
+    def _run_once(self, run: _Run, once: Once | None) -> Outcome:
         event, item, turn = run.event, run.item, run.turn
         with scratch.fresh(self._environ, self._log, turn.part.scratch_name) as directories:
             input_path = self._stage_in(event, item, directories, turn)
@@ -162,18 +177,33 @@ class Supervisor:
             outcome = self._run(argv, variables, turn)
             if not turn.part.stages_out:
                 return outcome
-            mark = run.mark
-            lineage = self._lineage(run, outcome, once.done_key(mark) if mark else "")
-            about = lineage.metadata()
-            known_by = {RECORD: about[RECORD]} if mark and mark.is_repeated else None
-            output = staging.Output(directories.output, about, known_by)
-            copies = staging.stage_out(config, output, self._storages, self._log)
-            self._log.info(f"staged out {len(copies)} files")
-            if mark is not None:
-                once.done(mark, lineage, copies)
+            self._stage_out(run, outcome, directories, once)
             return outcome
 
+    def _stage_out(
+        self, run: _Run, outcome: Outcome, directories: Scratch, once: Once | None
+    ) -> None:
+        """Upload the output, and keep that the object's work is done."""
+        config, mark = self._function.config, run.mark
+        if once is None and not config.outputs:
+            self._log.info("staged out 0 files")
+            return
+        from scar_supervisor.records import RECORD
+
+        record = once.done_key(mark) if once and mark else ""
+        lineage = self._lineage(run, outcome, record)
+        known_by = {RECORD: record} if mark and mark.is_repeated else None
+        output = staging.Output(directories.output, lineage.metadata(), known_by)
+        copies = staging.stage_out(config, output, self._storages, self._log)
+        self._log.info(f"staged out {len(copies)} files")
+        if once and mark:
+            once.done(mark, lineage, copies)
+
     def _lineage(self, run: _Run, outcome: Outcome, record: str) -> Lineage:
+        import hashlib
+
+        from scar_supervisor.records import Lineage
+
         config, item, event = self._function.config, run.item, run.event
         script_sha256 = config.script_sha256
         if event.script is not None:
@@ -182,7 +212,7 @@ class Supervisor:
         return Lineage(
             function=config.name,
             version=config.version,
-            run=run.turn.owner.run,
+            run=run.turn.run,
             image=config.image_digest,
             script="" if event.arguments else script_sha256,
             duration_ms=round(outcome.elapsed_s * 1000),
@@ -209,6 +239,8 @@ class Supervisor:
             return directories.input
         path = os.path.join(directories.input, event.body_name)
         if event.body_reference:
+            import hashlib
+
             reference = _reference(event.body_reference, self._function.config)
             guard = staging.Guard(directories.input, turn.limits.deadline)
             self._storages.account.fetch(reference.bucket, reference.key, path, guard)

@@ -292,7 +292,7 @@ def test_mode_batch_hands_the_event_over_as_it_is(start, api, cloud):
     event = {**s3_event(("inbox", "a b", 1)), "cmd_args": '["df"]'}
     request_id = api.push(event)
     answered = api.answer(request_id)
-    job_id = "11111111-2222-3333-4444-555555555555"
+    job_id = "11111111-2222-3333-4444-000000000001"
     assert text_of(answered) == (
         f"Job delegated to batch.\nCheck batch logs with:\n  scar log -n f -ri {job_id}\n"
     )
