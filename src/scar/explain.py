@@ -234,6 +234,12 @@ _REASONS = (
         "`scar ps -n {function}` shows which",
     ),
     (
+        r"[Ff]etching secret data|unable to retrieve secret",
+        "a secret of `batch.secrets` could not be read",
+        "it must be there, in that region, and the execution role must be allowed"
+        " secretsmanager:GetSecretValue or ssm:GetParameters",
+    ),
+    (
         r"ResourceInitializationError|AccessDenied|not authorized|assume",
         "a role lacks a permission",
         "its trust must name ecs-tasks.amazonaws.com; Fargate's execution role must read ECR and"

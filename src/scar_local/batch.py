@@ -22,6 +22,7 @@ from scar_local.batch_changes import now_ms
 from scar_local.batch_limits import Limits, refuse, required
 from scar_local.batch_listing import children, parse_filter, summary, top_level
 from scar_local.batch_loop import Loop, batch_variables
+from scar_local.batch_secrets import Ask
 from scar_local.engines import Engine
 from scar_local.protocol import ACCOUNT_ID, ApiError, Request
 from scar_local.scheduler import total_need
@@ -53,8 +54,15 @@ _MANY = 50
 _ENVIRONMENT, _QUEUE = ("batch_environments", "compute-environment"), ("batch_queues", "job-queue")
 
 
+def _nobody(operation: str, region: str, params: Mapping[str, Any]) -> tuple[int, Any]:
+    raise ApiError("NotImplemented", f"there is nobody to answer {operation}", 501)
+
+
 class Batch:
-    """The Batch service of one local cloud. `endpoint` gives the URL that jobs reach it by."""
+    """The Batch service of one local cloud. `endpoint` gives the URL that jobs reach it by.
+
+    `ask` gives what jobs ask of Secrets Manager and SSM.
+    """
 
     def __init__(
         self,
@@ -63,12 +71,13 @@ class Batch:
         logs: LogStreams,
         endpoint: Callable[[], str],
         limits: Limits | None = None,
+        ask: Ask = _nobody,
     ) -> None:
         self._store = store
         self._limits = limits or Limits()
         store.install(SCHEMA + nodes.SCHEMA)
         jobs.install(store)
-        self._loop = Loop(store, engine, logs, endpoint, self._limits)
+        self._loop = Loop(store, engine, logs, endpoint, self._limits, ask)
 
     def start(self) -> None:
         """Settle the attempts that a crash interrupted and run the jobs that wait."""

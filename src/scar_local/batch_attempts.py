@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from scar_local.batch_secrets import SecretsFailed
 from scar_local.engines import ContainerSpec, Engine, EngineError, Exit, Running
 from scar_local.scheduler import Ended, Need
 
@@ -49,6 +50,8 @@ class Task:
     log_group: str
     log_stream: str
     timeout_s: float | None
+    secrets: Callable[[], Mapping[str, str]] = dict
+    """More variables; known when the container starts, kept nowhere. May raise SecretsFailed."""
 
 
 class Attempt:
@@ -71,7 +74,10 @@ class Attempt:
             _log.exception("the log of %s cannot be made", task.spec.name)
         lines = Lines(lambda batch: self._logs.append(task.log_group, task.log_stream, batch))
         try:
-            running = self._engine.start(task.spec, lines.add)
+            environment = {**task.spec.environment, **task.secrets()}
+            running = self._engine.start(replace(task.spec, environment=environment), lines.add)
+        except SecretsFailed as exc:
+            return self._ended_by or Ended(None, str(exc))
         except EngineError as exc:
             return self._ended_by or Ended(None, NOT_STARTED, cannot_start(str(exc)))
         else:

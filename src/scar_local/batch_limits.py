@@ -31,7 +31,7 @@ TAGS_LIMIT = 50
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _NOT_YET = (
-    *("secrets", "volumes", "mountPoints", "ulimits", "user", "privileged"),
+    *("volumes", "mountPoints", "ulimits", "user", "privileged"),
     *("repositoryCredentials", "instanceType"),
 )
 """Container properties that would change what runs: refused rather than ignored."""
@@ -257,6 +257,7 @@ def _check_container(container: Mapping[str, Any], fargate: bool) -> None:
     if len(image) > 255:
         refuse(f"image is {len(image)} characters long, at most 255 are possible")
     check_variables(container.get("environment") or ())
+    _check_secrets(container)
     check_requirements(container, fargate)
     need = need_of(container)
     if not need.vcpus:
@@ -294,6 +295,27 @@ def check_variables(environment: Sequence[Mapping[str, Any]]) -> None:
         name = variable.get("name") or refuse("an environment variable has no name")
         if name.startswith("AWS_BATCH"):
             refuse(f"environment variable `{name}`: names cannot start with AWS_BATCH")
+
+
+def _check_secrets(container: Mapping[str, Any]) -> None:
+    """The wording is that of ECS (RegisterTaskDefinition), which Batch hands them to."""
+    secrets = container.get("secrets") or ()
+    names = [secret.get("name") or refuse("a secret has no name") for secret in secrets]
+    if secrets and not container.get("executionRoleArn"):
+        refuse(
+            "When you are specifying container secrets, you must also specify a value for "
+            "'executionRoleArn'."
+        )
+    variables = {variable["name"] for variable in container.get("environment") or ()}
+    for name, secret in zip(names, secrets, strict=True):
+        required(secret, "valueFrom")
+        if name.startswith("AWS_BATCH"):
+            refuse(f"secret `{name}`: names cannot start with AWS_BATCH")
+        if name in variables or names.count(name) > 1:
+            refuse(
+                "The secret name must be unique and not shared with any new or existing "
+                f"environment variables set on the container, such as '{name}'."
+            )
 
 
 def check_requirements(container: Mapping[str, Any], fargate: bool = False) -> None:

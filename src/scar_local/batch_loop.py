@@ -28,6 +28,7 @@ from scar_local.batch_attempts import Attempt, LogStreams, Task
 from scar_local.batch_changes import now_ms
 from scar_local.batch_limits import OVERRIDES_LIMIT_CHARACTERS, Limits, need_of
 from scar_local.batch_nodes import NodesAttempt
+from scar_local.batch_secrets import Ask, Secrets
 from scar_local.engines import ContainerSpec, Engine
 from scar_local.protocol import ACCOUNT_ID
 from scar_local.scheduler import (
@@ -61,9 +62,10 @@ class Loop:
         logs: LogStreams,
         endpoint: Callable[[], str],
         limits: Limits,
+        ask: Ask,
     ) -> None:
         self._store, self._engine, self._logs = store, engine, logs
-        self._endpoint, self._limits = endpoint, limits
+        self._endpoint, self._limits, self._ask = endpoint, limits, ask
         self._scheduler = Background("batch-scheduler", self._schedule)
         # By container name, not by job: the next attempt may begin before this one is cleared away.
         self._attempts: dict[str, Attempt | NodesAttempt] = {}
@@ -168,7 +170,7 @@ class Loop:
             return None
         if "nodeProperties" in job:
             return self._begin_nodes(db, job, environment)
-        task = _task(job, environment, task_id, self._endpoint())
+        task = self._task(job, environment, task_id)
         return Attempt(task, self._engine, self._logs, self._limits.stop_grace_s)
 
     def _begin_nodes(self, db: sqlite3.Connection, job: jobs.Job, environment: str) -> NodesAttempt:
@@ -177,7 +179,7 @@ class Loop:
         for index, container in enumerate(nodes.containers(db, job_id)):
             nodes.note(db, job_id, index, {})
             node = {**job, "jobId": f"{job_id}#{index}", "container": container}
-            task = _task(node, environment, uuid.uuid4().hex, self._endpoint())
+            task = self._task(node, environment, uuid.uuid4().hex)
             variables = {**task.spec.environment, **nodes.node_variables(index, properties)}
             tasks.append(replace(task, spec=replace(task.spec, environment=variables)))
         main = tasks.pop(properties["mainNode"])
@@ -187,6 +189,13 @@ class Loop:
         attempt = NodesAttempt(tasks, whole, engine, logs, self._limits.stop_grace_s)
         attempt.note = lambda index, state: self._note_node(job_id, index, state)
         return attempt
+
+    def _task(self, job: jobs.Job, environment: str, task_id: str) -> Task:
+        task = _task(job, environment, task_id, self._endpoint())
+        wanted = job["container"].get("secrets") or ()
+        is_fargate = "FARGATE" in (job.get("platformCapabilities") or ())
+        secrets = Secrets(self._ask, _region(environment), is_fargate)
+        return replace(task, secrets=lambda: secrets.values(wanted))
 
     def _note_node(self, job_id: str, index: int, state: Mapping[str, Any]) -> None:
         def note() -> None:

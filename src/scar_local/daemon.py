@@ -132,7 +132,8 @@ class _Cloud:
             )
         except ValueError as exc:  # a setting in the environment
             raise CannotStart(str(exc), WRONG_SETTINGS) from exc
-        self._batch = Batch(self._store, self._engine, self.logs, lambda: url)
+        moto = Moto(data)
+        self._batch = Batch(self._store, self._engine, self.logs, lambda: url, ask=moto.call)
         self._events = Events(self._store, self._functions)
         self._s3 = S3(
             self._store, self._events.record, self._events.wake, self._functions.can_be_invoked_by
@@ -157,7 +158,7 @@ class _Cloud:
         }
         control = Control(self._status, stop, more, self._batch.changes)
         apis = Endpoint(self._gateway, self._functions)
-        self._door = Door(services, self._s3, registry, Moto(data), control, apis)
+        self._door = Door(services, self._s3, registry, moto, control, apis)
 
     def start(self) -> None:
         """Go on with what an earlier daemon left undone, and answer requests.

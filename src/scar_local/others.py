@@ -60,16 +60,37 @@ class Moto:
         """Answer the exchange. Raises ApiError (501) where moto is missing or does not know it."""
         url = exchange.path + (f"?{exchange.raw_query}" if exchange.raw_query else "")
         headers = dict(exchange.headers.items())
-        body = base64.b64encode(read_whole(exchange.body)).decode()
-        seed = random.getrandbits(62)
-        with self._lock:
-            app = self._app or self._load()
-            entry = Entry(exchange.method, url, headers, body, seed)
-            status, answered, data = _run(app, entry)
-            self._keep(Entry(**{**asdict(entry), "status": status}))
+        status, answered, data = self._ask(exchange.method, url, headers, read_whole(exchange.body))
         length = {"content-length", "connection", "date", "server"}
         kept = {name: value for name, value in answered.items() if name.lower() not in length}
         exchange.reply(status, data, kept)
+
+    def call(self, target: str, region: str, params: Mapping[str, Any]) -> tuple[int, Any]:
+        """Status and answer of an operation of a JSON service: `secretsmanager.GetSecretValue`.
+
+        Raises ApiError as `handle` does.
+        """
+        service = "ssm" if target.startswith("AmazonSSM.") else target.partition(".")[0]
+        headers = {
+            "Host": f"{service}.{region}.amazonaws.com",
+            "Content-Type": "application/x-amz-json-1.1",
+            "X-Amz-Target": target,
+            "Authorization": f"AWS4-HMAC-SHA256 Credential=local/20260101/{region}/{service}"
+            "/aws4_request, SignedHeaders=host, Signature=none",
+        }
+        status, _, data = self._ask("POST", "/", headers, json.dumps(params).encode())
+        return status, json.loads(data)
+
+    def _ask(
+        self, method: str, url: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        with self._lock:
+            app = self._app or self._load()
+            text, seed = base64.b64encode(body).decode(), random.getrandbits(62)
+            entry = Entry(method, url, headers, text, seed)
+            status, answered, data = _run(app, entry)
+            self._keep(Entry(**{**asdict(entry), "status": status}))
+        return status, answered, data
 
     def _load(self) -> Wsgi:
         # read by moto whenever it needs them; without the images EC2 starts 1 to 6 s earlier

@@ -25,6 +25,10 @@ from scar.plan.resources import (
 from tests.doubles.cloud import local_cloud
 
 ROLE = "arn:aws:iam::000000000000:role/scar"
+SECRETS = {
+    "PASSWORD": "arn:aws:secretsmanager:eu-south-2:000000000000:secret:db-a1b2c3:password::",
+    "API_KEY": "/service/key",
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,8 @@ DEFINITIONS = {
         "retry_rules": retry_rules(0, has_nodes=True),
         "environment": {"SCAR_MNP_SLOTS": "2"},
     },
+    "secrets": {"secrets": SECRETS, "execution_role_arn": ROLE},
+    "secrets of several nodes": {"secrets": SECRETS, "execution_role_arn": ROLE, "nodes": 2},
     "GPUs and shared memory": {"gpus": 2, "shared_memory_mib": 512},
     "Fargate": {
         "platform": "FARGATE",

@@ -51,7 +51,7 @@ def test_moto_takes_what_is_asked_and_an_array_is_submitted(account: Account, ki
         1, 2048, 0, "/aws/batch/split", "us-east-1",
         platform="FARGATE" if is_fargate else "EC2",
         timeout_s=600, attempts=3, retry_rules=retry_rules(1), propagates_tags=True,
-        execution_role_arn=role if is_fargate else "",
+        execution_role_arn=role, secrets={"API_KEY": "/service/key"},
     )  # fmt: skip
 
     for resource in (LogGroup("/aws/batch/split", 30), environment, queue, definition):
@@ -60,6 +60,7 @@ def test_moto_takes_what_is_asked_and_an_array_is_submitted(account: Account, ki
     found = keepers["job definition"].read("split")
     assert (found.retry_rules, found.timeout_s) == (definition.retry_rules, 600)
     assert found.platform == definition.platform
+    assert found.secrets == definition.secrets
     array = jobs.submit(account, "split", queue.name, 3, {"SCAR_ARRAY": "s3://b/k#width=9"})
     [info] = jobs.describe(account, [array])
     assert info.definition == "split"

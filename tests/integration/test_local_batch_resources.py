@@ -229,6 +229,7 @@ def test_a_definition_is_described_as_it_was_registered(world: World) -> None:
 VARIABLE = {"name": "AWS_BATCH_MINE", "value": "x"}
 LONG = {"name": "LONG", "value": "x" * 25_000}
 RULE = {"action": "EXIT", "onExitCode": "1"}
+SECRET, ROLE = {"name": "KEY", "valueFrom": "/key"}, {"executionRoleArn": "arn:aws:iam::0:role/r"}
 
 
 @pytest.mark.parametrize(
@@ -244,6 +245,14 @@ RULE = {"action": "EXIT", "onExitCode": "1"}
         ({}, {"environment": [VARIABLE]}, "cannot start with AWS_BATCH"),
         ({}, {"environment": [LONG]}, "less than 24 KiB"),
         ({}, {"privileged": True}, "not in the local cloud yet"),
+        ({}, {"secrets": [SECRET]}, "must also specify a value for 'executionRoleArn'"),
+        ({}, {"secrets": [SECRET] * 2, **ROLE}, "The secret name must be unique"),
+        ({}, {"secrets": [{**SECRET, "name": "AWS_BATCH_X"}], **ROLE}, "AWS_BATCH"),
+        (
+            {},
+            {"secrets": [SECRET], "environment": [{"name": "KEY", "value": "x"}], **ROLE},
+            "shared with any new or existing environment variables set on the container",
+        ),
         ({"retryStrategy": {"attempts": 11}}, {}, "between 1 and 10"),
         ({"retryStrategy": {"attempts": 0}}, {}, "between 1 and 10"),
         ({"retryStrategy": {"attempts": 2, "evaluateOnExit": [RULE] * 6}}, {}, "at most 5"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
+from pydantic import ValidationError
 
-from scar.fdl.rules import fits_its_platform
+from scar.fdl.rules import fits_its_platform, keeps_secrets_apart
 from scar.fdl.schema import AwsFunction
 
 
@@ -71,3 +72,53 @@ def test_gpus_need_instances_that_have_them() -> None:
     assert faults("EC2", "local", enable_gpu=1) == []
     [(where, _)] = faults("EC2", "aws", enable_gpu=1)
     assert where == "batch.enable_gpu"
+
+
+ARN = "arn:aws:secretsmanager:us-east-1:{account_id}:secret:a/b-a1b2c3"
+
+
+@pytest.mark.parametrize(
+    "value_from",
+    [
+        *(ARN, f"{ARN}:user::", f"{ARN}::AWSPREVIOUS:", f"{ARN}:user:AWSCURRENT:v1"),
+        "arn:aws-cn:ssm:cn-north-1:123456789012:parameter/a/b",
+        *("name", "/a/b.c-d_e"),
+    ],
+)
+def test_what_batch_can_take_a_secret_from(value_from: str) -> None:
+    given = {"lambda": {"name": "f"}, "batch": {"secrets": {"PASSWORD": value_from}}}
+    assert AwsFunction.model_validate(given).batch.secrets == {"PASSWORD": value_from}
+
+
+@pytest.mark.parametrize(
+    "value_from",
+    [f"{ARN}:user", ARN.replace("secret:", ""), "arn:aws:s3:::b", "s3://b/k", "hunter2!", ""],
+)
+def test_what_it_cannot_is_told_without_the_value(value_from: str) -> None:
+    given = {"lambda": {"name": "f"}, "batch": {"secrets": {"PASSWORD": value_from}}}
+    with pytest.raises(ValidationError) as caught:
+        AwsFunction.model_validate(given)
+    [error] = caught.value.errors()
+    assert "must be the ARN of a secret" in error["msg"]
+    assert "hunter2" not in error["msg"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "words"),
+    [
+        ("lambda", "PASSWORD", "secrets are for jobs, but `execution_mode` is `lambda`"),
+        ("batch", "AWS_BATCH_X", "variable `AWS_BATCH_X` is reserved: Batch sets it itself"),
+        ("batch", "SCAR_EVENT", "variable `SCAR_EVENT` is reserved: SCAR sets it itself"),
+        ("batch", "JOBS", "variable `JOBS` is in `batch.environment` too"),
+        ("batch", "ALL", "variable `ALL` is in `lambda.container.environment` too"),
+        ("lambda-batch", "PASSWORD", ""),
+    ],
+)
+def test_secrets_are_variables_of_their_own(mode: str, name: str, words: str) -> None:
+    container = {"image": "x", "environment": {"Variables": {"ALL": "1"}}}
+    given = {
+        "lambda": {"name": "f", "execution_mode": mode, "container": container},
+        "batch": {"environment": {"Variables": {"JOBS": "1"}}, "secrets": {name: ARN}},
+    }
+    found = keeps_secrets_apart(AwsFunction.model_validate(given), (), "aws")
+    assert [one.summary for one in found] == ([words] if words else [])

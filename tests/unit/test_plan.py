@@ -381,3 +381,22 @@ def test_the_names_of_providers_fit_into_a_tag():
     output = [{"storage_provider": f"minio.{name}", "path": "theirs/x"} for name in names]
     [fault] = check(a_deployment(a_function(output=output)))
     assert "the names of 5 storage providers must have 256 characters together" in fault.summary
+
+
+def test_a_job_with_secrets_has_an_execution_role_that_may_read_them_and_no_others():
+    arn = "arn:aws:secretsmanager:eu-west-1:{account_id}:secret:db-a1b2c3"
+    secrets = {"PASSWORD": f"{arn}:password::", "USER": f"{arn}:user::", "KEY": "/service/key"}
+    function = a_function(mode="batch", batch={"secrets": secrets})
+    found = with_providers({**function, "iam": {}})
+    [definition] = [one for one in found if isinstance(one, JobDefinition)]
+    full = arn.replace("{account_id}", AWS.id)
+    assert definition.secrets["PASSWORD"] == f"{full}:password::"
+    [role] = [one for one in found if getattr(one, "name", "") == "scar-split-eu-west-1-task"]
+    assert definition.execution_role_arn.endswith(f":role/{role.name}")
+    parameter = f"arn:aws:ssm:eu-west-1:{AWS.id}:parameter/service/key"
+    assert role.policy["Secrets"]["Resource"] == [full]
+    assert role.policy["Parameters"]["Resource"] == [parameter]
+    [given] = [one for one in with_providers(function) if isinstance(one, JobDefinition)]
+    assert given.execution_role_arn == f"arn:aws:iam::{AWS.id}:role/scar"
+    without = with_providers({**a_function(mode="batch"), "iam": {}})
+    assert not [one for one in without if getattr(one, "name", "") == role.name]

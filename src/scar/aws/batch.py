@@ -234,6 +234,7 @@ class JobDefinitions:
             log_group=options.get("awslogs-group", ""),
             region=options.get("awslogs-region", ""),
             environment={one["name"]: one["value"] for one in container.get("environment", ())},
+            secrets={one["name"]: one["valueFrom"] for one in container.get("secrets", ())},
             tags=dict(its.get("tags", {})),
             **_of_platform(its, container),
             **_of_attempts(its),
@@ -448,6 +449,9 @@ def _container(wanted: JobDefinition) -> Any:
             "options": {"awslogs-group": wanted.log_group, "awslogs-region": wanted.region},
         },
     }
+    if wanted.secrets:
+        named = sorted(wanted.secrets.items())
+        properties["secrets"] = [{"name": name, "valueFrom": value} for name, value in named]
     if wanted.execution_role_arn:
         properties["executionRoleArn"] = wanted.execution_role_arn
     if wanted.shared_memory_mib is not None:

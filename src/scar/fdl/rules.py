@@ -320,6 +320,31 @@ def stays_out_of_reserved_names(function: AwsFunction, at: Loc, target: str) -> 
                 )
 
 
+def keeps_secrets_apart(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
+    """Variables whose values are secrets: of jobs only, and no other variable's name."""
+    batch, loc = function.batch, (*at, "batch", "secrets")
+    if batch.secrets and function.lambda_.execution_mode == "lambda":
+        yield Fault(
+            loc,
+            "secrets are for jobs, but `execution_mode` is `lambda`",
+            "set `execution_mode: batch`, or remove them",
+            is_about_key=True,
+        )
+    others = {
+        "lambda.container.environment": function.lambda_.container.environment.Variables,
+        "batch.environment": batch.environment.Variables,
+    }
+    for name in batch.secrets:
+        if name.startswith(("AWS_BATCH", "SCAR_")):
+            owner = "Batch" if name.startswith("AWS_BATCH") else "SCAR"
+            what = f"variable `{name}` is reserved: {owner} sets it itself"
+            yield Fault((*loc, name), what, "choose another name", is_about_key=True)
+        for path, variables in others.items():
+            if name in variables:
+                what = f"variable `{name}` is in `{path}` too"
+                yield Fault((*loc, name), what, "remove it there or here", is_about_key=True)
+
+
 def runs_on_its_architecture(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
     """The machines of the compute environment can run the function's image."""
     its, resources = function.lambda_, function.batch.compute_resources
@@ -491,6 +516,7 @@ FUNCTION_RULES: tuple[FunctionRule, ...] = (
     fits_its_platform,
     lives_in_one_region,
     stays_out_of_reserved_names,
+    keeps_secrets_apart,
     runs_on_its_architecture,
     mounts_in_its_network,
     hears_of_its_inputs,

@@ -145,6 +145,25 @@ def _json_text(value: Any) -> Any:
     return value
 
 
+_ACCOUNT = r"(\d{12}|\{account_id\})"
+_SECRET_ARN = re.compile(
+    rf"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:{_ACCOUNT}:secret:[\w/+=.@!-]+(:[^:]*:[^:]*:[^:]*)?"
+)
+_PARAMETER_ARN = re.compile(rf"arn:aws[a-z-]*:ssm:[a-z0-9-]+:{_ACCOUNT}:parameter/[\w./-]+")
+
+
+def _value_from(value: str) -> str:
+    """What Batch's `valueFrom` may be (Batch user guide, "Specifying sensitive data")."""
+    is_name = re.fullmatch(r"[\w./-]{1,2048}", value)
+    if not (is_name or _SECRET_ARN.fullmatch(value) or _PARAMETER_ARN.fullmatch(value)):
+        # What stands here by mistake may be the secret itself.
+        raise ValueError(
+            "must be the ARN of a secret, `arn:aws:secretsmanager:…:secret:name-a1b2c3`, the same "
+            "with `:json-key:stage:id` after it, or the ARN or name of an SSM parameter"
+        )
+    return value
+
+
 def _endpoint(value: str) -> str:
     # It travels in the image: what stands before an `@` is a password. Nor is it shown.
     if not re.fullmatch(r"(https?://)?[^\s/?#@:]+(:\d+)?(/[^\s?#@]*)?", value):
@@ -520,7 +539,8 @@ class Batch(Part):
     ) = None
     """GiB of disk, on Fargate only."""
     execution_role: Annotated[str, AfterValidator(_role)] = ""
-    """ARN of the role that pulls the image and writes the log on Fargate; else as `iam.role`."""
+    """ARN of the role that pulls the image and writes the log on Fargate, and that reads `secrets`;
+    else as `iam.role`."""
     assign_public_ip: bool = False
     """On Fargate: a public address, which a subnet without NAT needs to pull the image."""
     enable_gpu: Annotated[int, BeforeValidator(_bool_as_count), Field(ge=0)] = 0
@@ -533,6 +553,11 @@ class Batch(Part):
     """ARN of the role that Batch acts with; empty is best: Batch's service-linked role."""
     environment: Variables = Variables.model_construct()
     """Variables of jobs only; `container.environment` wins where both have one."""
+    secrets: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")],
+        Annotated[str, AfterValidator(_value_from)],
+    ] = Field(default_factory=dict, json_schema_extra=_means("named with letters, digits and `_`"))
+    """Variables of jobs whose values are secrets: ARNs of Secrets Manager, or SSM parameters."""
     compute_resources: ComputeResources = ComputeResources.model_construct()
     multi_node_parallel: MultiNodeParallel = MultiNodeParallel.model_construct()
     coalesce: Coalesce | None = None

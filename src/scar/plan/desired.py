@@ -374,7 +374,10 @@ def _batch(
         attempts=1 + batch.retry if batch.retry else ATTEMPTS,
         retry_rules=retry_rules(batch.retry, nodes.enabled),
         propagates_tags=True,
-        execution_role_arn=role_arn(function, "task", account) if is_fargate else "",
+        execution_role_arn=role_arn(function, "task", account)
+        if "task" in policies.uses(function)
+        else "",
+        secrets={name: _filled(value, account) for name, value in batch.secrets.items()},
         shared_memory_mib=batch.shared_memory,
         ephemeral_storage_gib=batch.ephemeral_storage,
         assigns_public_ip=batch.assign_public_ip and is_fargate,

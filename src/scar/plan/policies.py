@@ -54,7 +54,8 @@ def uses(function: AwsFunction) -> tuple[Use, ...]:
     """The roles that a function needs, made or given."""
     if function.lambda_.execution_mode == "lambda":
         return ("function",)
-    if function.batch.compute_resources.type.startswith("FARGATE"):
+    batch = function.batch
+    if batch.compute_resources.type.startswith("FARGATE") or batch.secrets:
         return ("function", "job", "task")
     return ("function", "job")
 
@@ -144,6 +145,26 @@ def _of_task(
         ["ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"],
         [_repository(function, account)],
     )
+    secrets, parameters = _secrets(function, account)
+    if secrets:
+        yield _allow("Secrets", ["secretsmanager:GetSecretValue"], secrets)
+    if parameters:
+        yield _allow("Parameters", ["ssm:GetParameters"], parameters)
+
+
+def _secrets(function: AwsFunction, account: AccountFacts) -> tuple[list[str], list[str]]:
+    """ARNs of the secrets, and of the SSM parameters, of `batch.secrets`; each once."""
+    secrets: dict[str, None] = {}
+    parameters: dict[str, None] = {}
+    for value_from in function.batch.secrets.values():
+        arn = value_from.replace("{account_id}", account.id)
+        if not arn.startswith("arn:"):
+            parameters[account.arn("ssm", f"parameter/{arn.removeprefix('/')}")] = None
+        elif arn.split(":")[2] == "ssm":
+            parameters[arn] = None
+        else:  # without the key of its JSON, the stage and the version
+            secrets[":".join(arn.split(":")[:7])] = None
+    return list(secrets), list(parameters)
 
 
 def _staging(config: FunctionConfig, account: AccountFacts) -> Iterator[Statement]:

@@ -305,6 +305,8 @@ class JobDefinition:
     propagates_tags: bool = False
     """Whether the ECS tasks of its jobs get the tags: what costs are told apart by."""
     execution_role_arn: str = ""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Variables, and where Batch takes their values from (`valueFrom`)."""
     shared_memory_mib: int | None = None
     ephemeral_storage_gib: int | None = None
     assigns_public_ip: bool = False
