@@ -55,6 +55,18 @@ def test_as_many_and_as_long_tags_as_allowed_are_no_fault():
     assert found(function(tags=tags)) == []
 
 
+def test_the_policy_of_a_role_is_as_long_as_iam_takes():
+    def writing(count: int, **beside: Any) -> list[str]:
+        output = [{"path": f"results/{'x' * 60}{n:03}"} for n in range(count)]
+        return found({**function(output=output), **beside})
+
+    assert writing(80) == []
+    [fault] = writing(120)
+    assert fault.startswith("functions.aws[0].lambda.output: the policy of the function's role has")
+    assert fault.endswith("IAM allows 10240")
+    assert writing(120, iam={"role": "arn:aws:iam::123456789012:role/mine"}) == []
+
+
 def test_a_prepared_image_has_a_name_that_batch_takes():
     def prepared(length: int, mode: str) -> list[str]:
         image = ECR + "r" * (length - len(ECR))

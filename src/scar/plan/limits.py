@@ -15,9 +15,16 @@ from itertools import combinations
 
 from scar.errors import Diagnostic
 from scar.fdl.rules import Described, DescribedRule, Fault, FunctionRule
-from scar.fdl.schema import AwsFunction, ComputeResources, Deployment, ObjectPathPart
+from scar.fdl.schema import (
+    AwsFunction,
+    ComputeResources,
+    Deployment,
+    ObjectPathPart,
+    StorageProviders,
+)
 from scar.fdl.source import Loc, dotted
-from scar.plan.desired import filters, object_path
+from scar.plan.desired import AccountFacts, filters, object_path, roles
+from scar.plan.policies import POLICY_LIMIT, size
 from scar.plan.providers import named
 from scar.plan.resources import (
     DESTINATION_PREFIX,
@@ -133,6 +140,28 @@ def prepared_image_is_usable(function: AwsFunction, at: Loc, target: str) -> Ite
         )
 
 
+def role_policy_fits(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:
+    """IAM's limit on what a role's own policies say, where SCAR makes the role."""
+    if target != "aws" or function.iam.role:
+        return
+    its = function.lambda_
+    buckets = {
+        side: tuple(part for part in getattr(its, side) if part.storage_provider == "s3")
+        for side in ("input", "output")
+    }
+    alike = function.model_copy(update={"lambda_": its.model_copy(update=buckets)})
+    account = AccountFacts("0" * 12, its.region or "ap-southeast-1", "", is_local=False)
+    largest = max(size(one.role.policy) for one in roles(alike, account, StorageProviders()))
+    if largest > POLICY_LIMIT:
+        yield Fault(
+            (*at, "lambda", max(buckets, key=lambda side: len(buckets[side]))),
+            f"the policy of the function's role has {largest} characters, "
+            f"IAM allows {POLICY_LIMIT}",
+            "name fewer paths, above these, or give a role of your own: `iam: {role: …}`",
+            is_about_key=True,
+        )
+
+
 def inputs_stay_apart(described: Described) -> Iterator[Fault]:
     """S3 refuses two notifications for the same kind of event whose filters overlap."""
     every = [
@@ -197,6 +226,7 @@ FUNCTION_RULES: tuple[FunctionRule, ...] = (
     tags_fit,
     names_few_providers,
     prepared_image_is_usable,
+    role_policy_fits,
 )
 DESCRIBED_RULES: tuple[DescribedRule, ...] = (
     inputs_stay_apart,

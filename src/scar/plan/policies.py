@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -38,6 +39,8 @@ NAME_LIMIT = 64
 
 POLICY_LIMIT = 10_240
 """Characters of all inline policies of a role, white space not counted (IAM quotas)."""
+
+_ECR_IMAGE = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.[^/]+/([^:@]+)")
 
 _MAKE_INTERFACES = [
     "ec2:CreateNetworkInterface",
@@ -247,13 +250,11 @@ def _parts(arn: str) -> tuple[str, str, list[str]]:
 def _repository(function: AwsFunction, account: AccountFacts) -> str:
     """The repository that the image is pulled from: ours, or that of a prepared image."""
     container = function.lambda_.container
-    if container.create_image:
+    prepared = _ECR_IMAGE.match(container.image or "")
+    if container.create_image or prepared is None:
         return account.arn("ecr", f"repository/{REPOSITORY}")
-    host, _, rest = (container.image or "").partition("/")
-    account_id, _, _, region = host.split(".")[:4]
-    name = rest.partition("@")[0].partition(":")[0]
-    own = account.arn("ecr", f"repository/{name}", region)
-    return own.replace(f":{account.id}:", f":{account_id}:")
+    owner, region, name = prepared.groups()
+    return f"arn:{account.partition}:ecr:{region}:{owner}:repository/{name}"
 
 
 def _log(sid: str, group: str, account: AccountFacts) -> Statement:
