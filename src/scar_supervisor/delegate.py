@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from scar_supervisor import contract
@@ -19,12 +20,21 @@ ENDED = ("SUCCEEDED", "FAILED")
 DESCRIBED = 100
 """Jobs that one DescribeJobs takes."""
 
+_REQUEST_ID = contract.REQUEST_ID_VARIABLE
+
+
+class _Submitted(Exception):
+    """The job is there already: its id."""
+
 
 class Batch:
     """The Batch service as the environment describes it."""
 
     def __init__(self, environ: Mapping[str, str], storages: Storages) -> None:
-        self._client = Client("batch", environ, Credentials(environ))
+        credentials = Credentials(environ)
+        self._client = Client("batch", environ, credentials)
+        # Its connections are new: on one that was used before, a request is sent again unasked.
+        self._submitter = Client("batch", environ, credentials)
         self._storages = storages
 
     def submit(self, config: FunctionConfig, event: str, request_id: str) -> str:
@@ -117,17 +127,43 @@ class Batch:
             **_overrides(config, told),
             **(more or {}),
         }
+        known_by = contract.ARRAY_VARIABLE if contract.ARRAY_VARIABLE in told else _REQUEST_ID
+        began_ms, tries = int(time.time() * 1000), 0
+
+        def look_first() -> None:
+            """What failed may have been done: its answer was lost, or the job made too late."""
+            nonlocal tries
+            tries += 1
+            if tries > 1 and (job := self.find(config, began_ms, (known_by, told[known_by]))):
+                raise _Submitted(job)
+
         try:
-            return str(self._ask("/v1/submitjob", body)["jobId"])
+            answer = self._ask("/v1/submitjob", body, self._submitter, look_first)
+            return str(answer["jobId"])
+        except _Submitted as submitted:
+            return str(submitted)
         except DelegationFailed as exc:
             raise DelegationFailed(f"cannot submit a job to `{config.job_queue}`: {exc}") from exc
 
-    def _ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        client: Client | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
+        """The answer; `before` comes before every attempt."""
+        client = client or self._client
         headers = {"Content-Type": "application/json"}
         request = Request("POST", path, headers=headers, body=json.dumps(body).encode())
-        url = self._client.endpoint or f"https://{regional_host('batch', self._client.region)}"
+
+        def make_request() -> Request:
+            before()
+            return request
+
+        url = client.endpoint or f"https://{regional_host('batch', client.region)}"
         try:
-            answer: dict[str, Any] = json.loads(self._client.call(lambda: request, url).body)
+            answer: dict[str, Any] = json.loads(client.call(make_request, url).body)
             return answer
         except (ServiceError, Unreachable, ValueError) as exc:
             raise DelegationFailed(str(exc)) from exc
