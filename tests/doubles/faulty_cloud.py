@@ -164,6 +164,8 @@ class FaultyCloud:
                 headers.pop("Content-Length", None)
             headers.pop("Date", None)
             return answer.status, headers, data
+        except http.client.HTTPException as exc:  # it broke off
+            raise _BREAK from exc
         finally:
             connection.close()
 

@@ -12,14 +12,15 @@ import os
 import sys
 import threading
 import urllib.request
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from scar_supervisor import records
 from tests.doubles.faulty_cloud import IN_SCRIPT, KILLS, Asked, Fault, FaultyCloud, Seeded
@@ -84,8 +85,11 @@ class Drill:
         wait_for("all work to end", self._is_quiet, 150)
 
     def _is_quiet(self) -> bool:
-        with urllib.request.urlopen(f"{self.cloud.status['url']}/_scar/status") as answer:
-            counts = json.load(answer)["counts"]
+        try:
+            with urllib.request.urlopen(f"{self.cloud.status['url']}/_scar/status") as answer:
+                counts = json.load(answer)["counts"]
+        except OSError:  # it is just starting again
+            return False
         ended = sum(counts.get(f"invocations_{state}", 0) for state in ("succeeded", "failed"))
         active = sum(
             number
@@ -171,7 +175,10 @@ class Watch:
     def _look(self) -> None:
         s3 = self._drill.s3
         while not self._ended.wait(0.05):
-            listed = s3.list_objects_v2(Bucket="drilled").get("Contents", [])
+            try:
+                listed = s3.list_objects_v2(Bucket="drilled").get("Contents", [])
+            except BotoCoreError:  # the cloud is just starting again
+                continue
             for item in listed:
                 version = (item["Key"], item["ETag"])
                 if version in self.seen:
@@ -179,7 +186,7 @@ class Watch:
                 try:
                     data = s3.get_object(Bucket="drilled", Key=item["Key"], IfMatch=item["ETag"])
                     check_whole(self._drill, data["Body"].read())
-                except ClientError:  # replaced meanwhile
+                except (ClientError, BotoCoreError):  # replaced meanwhile, or starting
                     continue
                 except (AssertionError, ValueError) as exc:
                     self.faults.append(f"{version}: {exc}")
@@ -321,11 +328,15 @@ def test_at_random_faults_every_event_has_its_outputs_or_is_known_to_have_failed
         return seeded(asked)
 
     drill.proxy.plan = plan
-    inputs = {f"{n:02}": os.urandom(3000 + n) for n in range(INPUTS)}
-    inputs |= {"large": os.urandom(9 << 20), "never": b"no", "cursed": b"no"}
+    random = Random(SEED)
+    inputs = {f"{n:02}": random.randbytes(3000 + n) for n in range(INPUTS)}
+    inputs |= {"large": random.randbytes(9 << 20), "never": b"no", "cursed": b"no"}
 
     with Watch(drill) as watch:
         drill.put(inputs)
+        wait_for("the first outputs", lambda: drill.cloud.keys("drilled"))
+        drill.cloud.kill()
+        drill.cloud.ok("local", "start")
         drill.wait()
 
     runs, recorded = drill.runs(), drill.recorded()
@@ -333,6 +344,5 @@ def test_at_random_faults_every_event_has_its_outputs_or_is_known_to_have_failed
     complete = {key for key, its in runs.items() if len(its) == OUTPUTS and len(set(its)) == 1}
     assert drill.inputs.keys() - complete - recorded.keys() == set()
     assert {"in/never", "in/cursed"} <= recorded.keys() - runs.keys()
-    print(len(drill.proxy.asked), {f.name: n for f, n in drill.proxy.happened.items()}, len(complete), {k: v for k,v in recorded.items()}, Counter(j["status"] for j in drill.jobs()) if drill.mode == "batch" else "")
-    assert len(complete) >= INPUTS * 0.8
-    assert set(drill.proxy.happened) == set(Fault)
+    assert len(complete) >= INPUTS * (1 - 2 * RATE)
+    assert drill.proxy.happened.keys() >= {*KILLS, Fault.RESET, Fault.LOST, Fault.ERROR}
