@@ -1,5 +1,8 @@
 """How clients are made: what the user's own configuration of AWS may and may not change."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 from botocore.stub import Stubber
 
@@ -61,6 +64,29 @@ def test_missing_credentials_say_what_to_do(tmp_path, monkeypatch):
 def test_a_cloud_that_does_not_answer_is_a_cloud_error():
     with pytest.raises(CloudError, match=r"http://127.0.0.1:9/ does not answer"):
         _ = connect(LOCAL).account_id
+
+
+class LoginPage(BaseHTTPRequestHandler):
+    """What a hotel's network answers."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(500)
+        self.end_headers()
+        self.wfile.write(b"<!doctype html><title>Welcome</title><p>Please log in")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_an_answer_that_is_not_awss_is_a_cloud_error():
+    with ThreadingHTTPServer(("127.0.0.1", 0), LoginPage) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        target = Target("local", f"http://127.0.0.1:{server.server_port}", None, "eu-west-1")
+        with pytest.raises(CloudError, match="what answers is not AWS") as caught:
+            _ = connect(target).account_id
+        server.shutdown()
+    assert "proxy" in caught.value.hint
 
 
 def test_a_compute_environment_that_becomes_invalid_tells_batchs_reason():

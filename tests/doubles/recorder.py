@@ -5,9 +5,9 @@ from __future__ import annotations
 import http.client
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, unquote
 
 from scar_local.http import Exchange, Server
@@ -60,46 +60,57 @@ class Recorded:
         return f"{who}: {self.service or 'unsigned'} {self.method} {unquote(target)}"
 
 
-class Recorder:
-    """Keeps what passes; `upstream` is the port of 127.0.0.1 that answers."""
+Answer = tuple[int, bytes]
+"""Status and body."""
 
-    def __init__(self) -> None:
+
+class Recorder:
+    """Keeps what passes; `upstream` is the port of 127.0.0.1 that answers.
+
+    `instead` may answer a request itself: as an account would that upstream is not.
+    """
+
+    def __init__(self, instead: Callable[[Recorded], Answer | None] = lambda one: None) -> None:
+        self.instead = instead
         self.requests: list[Recorded] = []
         self.upstream = 0
         self._lock = threading.Lock()
-        self._server = Server(0, self._pass_on)
+        self._server = Server(0, self._answer)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def _pass_on(self, exchange: Exchange) -> None:
+    def _answer(self, exchange: Exchange) -> None:
         body = b"".join(iter(lambda: exchange.body.read(1 << 20), b""))
         headers = tuple(exchange.headers.items())
-        path, query = exchange.path, exchange.raw_query
+        asked = Recorded(exchange.method, exchange.path, exchange.raw_query, headers, body, 0)
+        if answer := self.instead(asked):
+            status, content = answer
+            given: dict[str, str | tuple[str, ...]] = {}
+        else:
+            status, content, given = self._pass_on(asked)
+        with self._lock:
+            self.requests.append(replace(asked, status=status))
+        exchange.reply(status, content, given)
+
+    def _pass_on(self, asked: Recorded) -> tuple[int, bytes, dict[str, str | tuple[str, ...]]]:
         connection = http.client.HTTPConnection("127.0.0.1", self.upstream)
+        target = f"{asked.path}?{asked.query}" if asked.query else asked.path
         try:
-            connection.putrequest(
-                exchange.method,
-                f"{path}?{query}" if query else path,
-                skip_host=True,
-                skip_accept_encoding=True,
-            )
-            for name, value in headers:
+            connection.putrequest(asked.method, target, skip_host=True, skip_accept_encoding=True)
+            for name, value in asked.headers:
                 if name.lower() not in _ALWAYS_SENT:
                     connection.putheader(name, value)
-            connection.putheader("Host", exchange.headers["Host"])
-            connection.putheader("Content-Length", str(len(body)))
-            connection.endheaders(body)
+            connection.putheader("Host", asked.header("Host"))
+            connection.putheader("Content-Length", str(len(asked.body)))
+            connection.endheaders(asked.body)
             answer = connection.getresponse()
             content = answer.read()
             given: dict[str, str | tuple[str, ...]] = {}
             for name, value in answer.getheaders():
                 if name.lower() not in _HOP_BY_HOP:
                     given[name] = (*given[name], value) if name in given else (value,)
+            return answer.status, content, given
         finally:
             connection.close()
-        kept = Recorded(exchange.method, path, query, headers, body, answer.status)
-        with self._lock:
-            self.requests.append(kept)
-        exchange.reply(answer.status, content, given)
 
     @contextmanager
     def serving(self) -> Iterator[Recorder]:

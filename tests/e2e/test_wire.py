@@ -248,7 +248,8 @@ def calls_in(folder: Path) -> set[str]:
         for service in services
         for operation in model_check.model_of(service).operation_names
     }
-    nodes = [node for file in folder.glob("*.py") for node in ast.walk(ast.parse(file.read_text()))]
+    files = [file for file in folder.glob("*.py") if file.name != "survey.py"]  # test_doctor.py
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     names |= {
         node.value for node in nodes if isinstance(node, ast.Constant) and node.value in known

@@ -35,6 +35,7 @@ def speaking_to(service: str) -> Iterator[None]:
     """Turn what botocore raises into CloudError, or UserError where the set-up is wrong."""
     from boto3.exceptions import Boto3Error
     from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
     from s3transfer.exceptions import RetriesExceededError
 
     try:
@@ -54,6 +55,10 @@ def speaking_to(service: str) -> Iterator[None]:
         raise CloudError(
             service, "connect", "Unreachable", f"{where} does not answer", hint
         ) from exc
+    except ResponseParserError as exc:
+        text = f"what answers is not AWS: {' '.join(str(exc).split())[:200]}"
+        hint = "is there a proxy between, or a network that asks for a login?"
+        raise CloudError(service, "call", "NotUnderstood", text, hint) from exc
     except (boto.BotoCoreError, Boto3Error, RetriesExceededError) as exc:
         code, operation = type(exc).__name__, "call"
         raise CloudError(service, operation, code, " ".join(str(exc).split())) from exc

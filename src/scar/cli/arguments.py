@@ -145,6 +145,7 @@ _SUMMARIES = {
     "wait": "wait until jobs have ended",
     "stop": "end jobs",
     "explain": "say why a job is as it is, and what to do",
+    "doctor": "say whether the account, or this machine, can run functions, and what to do",
     "rm": "remove functions and what belongs to them",
     "iam": "print the roles that `init` makes, or that given ones must equal: trust and policy",
     "schema": "print the JSON Schema of FDL files, for editors",
@@ -172,6 +173,7 @@ _EXAMPLES = {
     "wait": "scar wait -n split\n  scar wait 1f0c… --timeout 600",
     "stop": "scar stop 1f0c…\n  scar stop -n split --waiting",
     "explain": "scar explain 1f0c…\n  scar explain 1f0c…:7",
+    "doctor": "scar doctor -f video.yaml\n  scar --local doctor",
     "rm": "scar rm -f video.yaml\n  scar rm -n cow --plan",
     "iam": "scar iam -f video.yaml\n  scar iam -f video.yaml -n split --json",
     "local": "scar local status\n  scar local reset --yes",
@@ -412,6 +414,11 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", help="id of a job, an array, or a child (ID:INDEX)")
 
 
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    _add(parser, _NAME)
+    _add_fdl(parser, "what these functions need, too")
+
+
 def _count(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 1_000_000:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got `{text}`")
@@ -462,6 +469,7 @@ _ADD = {
     "wait": _add_wait,
     "stop": _add_stop,
     "explain": _add_explain,
+    "doctor": _add_doctor,
     "rm": _add_rm,
     "iam": _add_definition,
     "schema": _add_schema,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scar import bulk, config, deploy, endpoint, invoke, local, logs, storage, work
+from scar import bulk, config, deploy, doctor, endpoint, invoke, local, logs, storage, work
 from scar.aws.account import Account, Target, connect
 from scar.aws.functions import list_functions
 from scar.aws.gateway import endpoint_of
@@ -39,7 +39,7 @@ from scar.plan.policies import document, trust
 from scar.plan.resources import Function
 
 _RECOMMENDED = re.compile(
-    r"\bscar (?=(init|run|invoke|put|get|ls|log|ps|wait|stop|explain|rm|iam)\b)"
+    r"\bscar (?=(init|run|invoke|put|get|ls|log|ps|wait|stop|explain|doctor|rm|iam)\b)"
 )
 
 
@@ -237,6 +237,44 @@ def explain(options: Options) -> None:
     render.explained(job, findings, as_json=values.json)
 
 
+def examine(options: Options) -> None:
+    """Say whether everything that is needed is there, and what to do if not."""
+    found: list[doctor.Check] = []
+    try:
+        deployment = _examined(options, found)
+        account = _account_of(deployment, options) if deployment else _account(options)
+        found += doctor.examine(account, deployment)
+    except FdlError as exc:
+        found += _faults(exc)
+    except local.LocalCloudFailed as exc:
+        found.append(doctor.Check("local cloud", "problem", str(exc), exc.hint))
+    render.examined(found, as_json=options.values.json)
+    if problems := sum(one.state == "problem" for one in found):
+        told = "1 problem stands" if problems == 1 else f"{problems} problems stand"
+        raise doctor.NotUsable(f"{told} in the way", "mend what is named, and run it again")
+
+
+def _examined(options: Options, found: list[doctor.Check]) -> Deployment | None:
+    """What `-f` describes, its faults told; None where nothing does."""
+    file = options.values.conf_file
+    if file is None:
+        return None
+    try:
+        described = describe(options, complete_rules)
+        found.append(doctor.Check("description", "ok", f"`{file}` is right"))
+    except FdlError as exc:
+        described = describe(options)
+        found += _faults(exc)
+    return described.chosen()
+
+
+def _faults(error: FdlError) -> list[doctor.Check]:
+    return [
+        doctor.Check("description", "problem", f"{one.place}: {one.summary}", one.hint)
+        for one in error.diagnostics
+    ]
+
+
 def rm(options: Options) -> None:
     """Remove functions and what belongs to them."""
     values = options.values
@@ -331,6 +369,7 @@ _COMMANDS: dict[str, Callable[[Options], None]] = {
     "wait": wait,
     "stop": stop,
     "explain": explain,
+    "doctor": examine,
     "rm": rm,
     "iam": iam,
     "local start": local_start,

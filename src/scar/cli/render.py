@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from scar.aws.objects import ObjectInfo
     from scar.bulk import Outcome
     from scar.bulk import Progress as Counted
+    from scar.doctor import Check
     from scar.explain import Finding
     from scar.invoke import RunResult
     from scar.local import Status
@@ -359,6 +360,18 @@ def explained(job: JobInfo, findings: Sequence[Finding], *, as_json: bool) -> No
         print(f"- {one.what}")
         if one.do:
             print(f"  help: {one.do}")
+
+
+def examined(checks: Sequence[Check], *, as_json: bool) -> None:
+    """`scar doctor`."""
+    if as_json:
+        told = [{"Name": c.name, "State": c.state, "What": c.what, "Do": c.do} for c in checks]
+        data({"Checks": told})
+        return
+    for one in checks:
+        print(f"{one.state:<8} {one.name}: {one.what}")
+        if one.do and one.state != "ok":
+            print(f"{'':<8} help: {one.do}")
 
 
 def said(text: str, value: Mapping[str, Any], *, as_json: bool) -> None:
