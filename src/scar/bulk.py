@@ -17,37 +17,28 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote_plus, unquote_plus
 
+from scar import state
 from scar.aws import jobs as batch
 from scar.aws.account import Account
 from scar.aws.batch import JobDefinitions, pause_s
-from scar.aws.buckets import Buckets, BucketTriggers
+from scar.aws.buckets import BucketTriggers
 from scar.aws.errors import is_absent, speaking_to
-from scar.aws.functions import Functions, buckets_of, invoke, not_deployed
-from scar.aws.objects import ObjectInfo, Objects, objects
+from scar.aws.functions import buckets_of, invoke
+from scar.aws.objects import ObjectInfo, objects
 from scar.aws.waiting import retrying
 from scar.errors import CloudError, FunctionFailed, Missing, UserError
-from scar.invoke import RunResult, event_of, payload_of, result_of
+from scar.invoke import RunResult, event_of, result_of
 from scar.plan.desired import object_path
-from scar.plan.resources import TAG_BUCKET, TAG_MODE, TAG_QUEUE, Bucket
+from scar.plan.limits import payload_limit_bytes
+from scar.state import Target, target_of
 from scar_supervisor.contract import ARRAY_VARIABLE, EVENT_VARIABLE, INLINE_EVENT_LIMIT_BYTES
-from scar_supervisor.records import STATE_PREFIX, manifest, manifest_key, to_send
+from scar_supervisor.records import STATE_PREFIX, manifest, manifest_key
 
 CONCURRENCY = 32
 """Invocations at a time, unless the user says otherwise."""
 
 Line = dict[str, Any]
 """One event of a manifest: `{"Records": […]}` with one object."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """The deployed function that is run."""
-
-    name: str
-    mode: str
-    queue: str
-    bucket: str
-    """Deployment bucket."""
 
 
 @dataclass(frozen=True)
@@ -139,19 +130,6 @@ def run(
     if target.mode == "batch":
         return _run_jobs(account, target, lines, common, wanted.waits, on_progress)
     return _Invocations(account, target, common, wanted, on_progress).run(lines)
-
-
-def target_of(account: Account, name: str) -> Target:
-    """The deployed function of that name. Raises NotDeployed."""
-    function = Functions(account).read(name)
-    if function is None:
-        raise not_deployed(account, name)
-    return Target(
-        name=name,
-        mode=function.tags.get(TAG_MODE, "lambda"),
-        queue=function.tags.get(TAG_QUEUE, ""),
-        bucket=function.tags.get(TAG_BUCKET) or account.facts().default_bucket,
-    )
 
 
 def _check_nodes(account: Account, target: Target) -> None:
@@ -266,10 +244,8 @@ def _shared(account: Account, target: Target, common: Mapping[str, str]) -> dict
     """The variable that brings every job what they have in common, if there is any."""
     if not common:
         return {}
-    data = json.dumps(common).encode()
-    sent, reference = to_send(data, INLINE_EVENT_LIMIT_BYTES, target.bucket)
-    if reference is not None:
-        _put(account, target.bucket, reference.key, data)
+    event = json.dumps(common).encode()
+    sent = state.fitting(account, target, event, INLINE_EVENT_LIMIT_BYTES)
     return {EVENT_VARIABLE: sent.decode()}
 
 
@@ -323,7 +299,6 @@ class _Invocations:
     def run(self, lines: list[Line]) -> Outcome:
         """All of them. Waited for, an invocation is a synchronous call: its answer tells all."""
         self._total = len(lines)
-        payload_of({**self._common, **lines[0]}, not self._waits)  # too large: said once, at once
         parts = _store(self._account, self._target, lines)
         with ThreadPoolExecutor(min(self._concurrency, len(lines))) as pool:
             ends = list(pool.map(self._one, lines))
@@ -346,7 +321,9 @@ class _Invocations:
 
     def _one(self, line: Line) -> Failure | str | None:
         """What went wrong, or the job that the event was handed over to, or None."""
-        payload = payload_of({**self._common, **line}, not self._waits)
+        event = json.dumps({**self._common, **line}).encode()
+        limit = payload_limit_bytes(asynchronous=not self._waits)
+        payload = state.fitting(self._account, self._target, event, limit)
         answer: list[RunResult] = []
 
         def call() -> None:
@@ -375,15 +352,12 @@ def _is_busy(error: CloudError) -> bool:
 
 def _store(account: Account, target: Target, lines: Sequence[Line]) -> list[_Part]:
     """Keep the manifests, of up to 10,000 lines each."""
-    handler = Buckets(account)
-    if handler.read(target.bucket) is None:
-        handler.create(Bucket(target.bucket))
     parts = []
     for start in range(0, len(lines), batch.ARRAY_LIMIT):
         chunk = lines[start : start + batch.ARRAY_LIMIT]
         data, width = manifest(chunk)
         key = manifest_key(data)
-        _put(account, target.bucket, key, data)
+        state.store(account, target, key, data)
         parts.append(_Part(key, width, len(chunk)))
     return parts
 
@@ -397,7 +371,7 @@ def _starts(parts: Iterable[_Part]) -> Iterator[tuple[int, _Part]]:
 
 def _remember(account: Account, target: Target, record: _Record) -> None:
     data = {**asdict(record), "started": datetime.now(UTC).isoformat(timespec="seconds")}
-    _put(account, target.bucket, _record_key(target), json.dumps(data, indent=1).encode())
+    state.store(account, target, _record_key(target), json.dumps(data, indent=1).encode())
 
 
 def _failed_before(account: Account, target: Target) -> tuple[list[Line], Mapping[str, str]]:
@@ -456,10 +430,6 @@ def _last_run(account: Account, target: Target) -> _Record:
 
 def _record_key(target: Target) -> str:
     return f"{STATE_PREFIX}runs/{target.name}.json"
-
-
-def _put(account: Account, bucket: str, key: str, data: bytes) -> None:
-    Objects(account, bucket).store(key, data)
 
 
 def _get(account: Account, bucket: str, key: str) -> bytes:

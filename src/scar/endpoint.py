@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from scar import state, storage
 from scar.aws.account import Account
 from scar.aws.gateway import endpoint_of
 from scar.errors import CloudError, FunctionFailed, UserError
-from scar.invoke import ASYNCHRONOUS_LIMIT_BYTES, PAYLOAD_LIMIT_BYTES, RunResult
-from scar_supervisor.contract import JOB_ID_HEADER
+from scar.invoke import RunResult
+from scar.plan.limits import URL_LIMIT_BYTES, body_fits
+from scar_supervisor.contract import BODY_REFERENCE_HEADER, JOB_ID_HEADER
+from scar_supervisor.records import Reference
 
 if TYPE_CHECKING:
     import urllib3
-
-BODY_LIMIT_BYTES = 10 * 1024 * 1024
-"""A request's body (API Gateway, REST API quotas)."""
-
-ENVELOPE_BYTES = 16 * 1024
-"""Left for what API Gateway puts around the body in the event: headers, twice, and the context."""
-
-URL_LIMIT_BYTES = 8 * 1024
-"""Request line and headers together have at most 10,240 bytes (REST API quotas)."""
 
 ANSWER_LIMIT_S = 960
 """API Gateway gives up after 29 s, or after what a regional API's raised quota says."""
@@ -39,8 +35,8 @@ _BAD_GATEWAY, _TIMED_OUT = 502, 504
 class Call:
     """What to send."""
 
-    body: bytes | None = None
-    """Sent with POST; None: nothing, with GET."""
+    body: bytes | Path | None = None
+    """Or the file that holds it. Sent with POST; None: nothing, with GET."""
     is_json: bool = False
     """Whether `body` is sent as it is; anything else goes as base64 text, as the reference
     implementation has it: API Gateway would spoil bytes that are no text."""
@@ -52,20 +48,27 @@ class Call:
 def call(account: Account, name: str, wanted: Call) -> RunResult:
     """Call the endpoint of function `name`.
 
-    Raises UserError where it has none or the call would be too large, NotDeployed, CloudError where
+    A body that is too large for API Gateway or Lambda travels through the deployment bucket.
+    Raises UserError where it has none or the parameters are too long, NotDeployed, CloudError where
     it cannot be reached, FunctionFailed where it answers with an error.
     """
     query = urlencode([*_pairs(wanted.parameters)])
-    body = _body(wanted)
-    _check_size(wanted, body, query)
+    if len(query) > URL_LIMIT_BYTES:
+        raise UserError(
+            f"the parameters take {len(query)} bytes of the URL, {URL_LIMIT_BYTES} fit",
+            "send them as JSON: `--json-data`",
+        )
     endpoint = endpoint_of(account, name)
     method = endpoint.http_method
     if method == "ANY":
-        method = "GET" if body is None else "POST"
+        method = "GET" if wanted.body is None else "POST"
     headers = {"Accept": "*/*"}
-    if body is not None:
+    if wanted.body is not None:
         kind = "json" if wanted.is_json else "octet-stream"
         headers["Content-Type"] = f"application/{kind}"
+    body = _body(wanted)
+    if body is None and wanted.body is not None:
+        headers[BODY_REFERENCE_HEADER] = str(_kept(account, name, wanted.body))
     if wanted.asynchronous:
         headers["X-Amz-Invocation-Type"] = "Event"
     url = f"{endpoint.url}?{query}" if query else endpoint.url
@@ -94,31 +97,34 @@ def _pairs(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _body(wanted: Call) -> bytes | None:
-    if wanted.body is None or wanted.is_json:
-        return wanted.body
-    return base64.b64encode(wanted.body)
-
-
-def _check_size(wanted: Call, body: bytes | None, query: str) -> None:
-    if len(query) > URL_LIMIT_BYTES:
-        raise UserError(
-            f"the parameters take {len(query)} bytes of the URL, {URL_LIMIT_BYTES} fit",
-            "send them as JSON: `--json-data`",
-        )
+    """The body as it is sent; None where there is none, or it is too large."""
+    body = wanted.body
+    if isinstance(body, Path):
+        size = -(-body.stat().st_size // 3) * 4
+        if not body_fits(size, size + 2, asynchronous=wanted.asynchronous):
+            return None
+        body = body.read_bytes()
     if body is None:
-        return
-    # The body travels in the event as a JSON string, where quotes and others take more bytes.
-    inside = len(json.dumps(body.decode(errors="replace")).encode()) + ENVELOPE_BYTES
-    event = ASYNCHRONOUS_LIMIT_BYTES if wanted.asynchronous else PAYLOAD_LIMIT_BYTES
-    if len(body) <= BODY_LIMIT_BYTES and inside <= event:
-        return
-    kind = "an asynchronous" if wanted.asynchronous else "an"
-    size = len(wanted.body or b"")
-    raise UserError(
-        f"the data is too large to be sent: {size:,} bytes become {inside:,} in the event, "
-        f"{kind} invocation takes {event:,}",
-        "put it into a bucket that is the function's `input`: `scar put`",
-    )
+        return None
+    sent = body if wanted.is_json else base64.b64encode(body)
+    # It travels in the event as a JSON string, where quotes and others take more bytes.
+    inside = len(json.dumps(sent.decode(errors="replace")))
+    return sent if body_fits(len(sent), inside, asynchronous=wanted.asynchronous) else None
+
+
+def _kept(account: Account, name: str, body: bytes | Path) -> Reference:
+    """Where the body is kept in the function's deployment bucket, and its supervisor reads it."""
+    target = state.target_of(account, name)
+    if isinstance(body, bytes):
+        reference = Reference.to(body, target.bucket)
+        state.store(account, target, reference.key, body)
+        return reference
+    with body.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    reference = Reference.of(sha256, target.bucket)
+    with state.in_bucket_of(target):
+        storage.store(account, target.bucket, reference.key, body)
+    return reference
 
 
 def _ask(

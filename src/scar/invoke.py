@@ -9,19 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scar import state
 from scar.aws.account import Account
 from scar.aws.batch import follow_job
 from scar.aws.errors import is_absent
 from scar.aws.functions import Invoked, invoke, not_deployed
-from scar.errors import CloudError, FunctionFailed, UserError
+from scar.errors import CloudError, FunctionFailed
 from scar.plan.resources import lambda_log_group
 from scar_supervisor.contract import EXIT_CONFIG, EXIT_STAGING, JOB_ID_HEADER
-
-PAYLOAD_LIMIT_BYTES = 6 * 1024 * 1024
-"""A synchronous invocation's payload (Lambda quotas)."""
-
-ASYNCHRONOUS_LIMIT_BYTES = 1024 * 1024
-"""An asynchronous invocation's payload (lambda.Invoke)."""
 
 LOG_TAIL_LINES = 30
 """Lines of a job's log that come with its failure."""
@@ -52,10 +47,10 @@ def run(  # noqa: PLR0913  # one flag of the command each
     """Invoke function `name` with a script, or with a command and its arguments, or with neither.
 
     Where it hands the event to Batch, `on_delegated` gets the job's id, `on_log` every line of its
-    log, and the answer comes when the job has ended. Raises NotDeployed, FunctionFailed, UserError
-    where the script is too large to be sent.
+    log, and the answer comes when the job has ended. Raises NotDeployed, FunctionFailed.
     """
-    payload = payload_of(event_of(script, arguments), asynchronous)
+    event = json.dumps(event_of(script, arguments)).encode()
+    payload = state.payload(account, name, event, asynchronous=asynchronous)
     try:
         answer = invoke(account, name, payload, asynchronous=asynchronous)
     except CloudError as exc:
@@ -81,18 +76,6 @@ def event_of(script: bytes | None, arguments: Sequence[str]) -> dict[str, str]:
     if arguments:
         return {"cmd_args": json.dumps(list(arguments))}
     return {} if script is None else {"script": base64.b64encode(script).decode()}
-
-
-def payload_of(event: Mapping[str, Any], asynchronous: bool) -> bytes:
-    """An event as it is sent. Raises UserError where Lambda would not take it."""
-    payload = json.dumps(event).encode()
-    limit = ASYNCHRONOUS_LIMIT_BYTES if asynchronous else PAYLOAD_LIMIT_BYTES
-    if len(payload) > limit:
-        raise UserError(
-            f"the script is too large to be sent: {len(payload)} bytes encoded, {limit} fit",
-            "put it into the image: `init_script`, or `extra_payload` for what it uses",
-        )
-    return payload
 
 
 def _result(name: str, answer: Invoked, asynchronous: bool) -> RunResult:

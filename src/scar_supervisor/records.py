@@ -34,7 +34,11 @@ class Reference:
     @classmethod
     def to(cls, data: bytes, bucket: str) -> Reference:
         """Where `data` is kept in a deployment bucket, once it is stored there."""
-        sha256 = hashlib.sha256(data).hexdigest()
+        return cls.of(hashlib.sha256(data).hexdigest(), bucket)
+
+    @classmethod
+    def of(cls, sha256: str, bucket: str) -> Reference:
+        """The same, by the content's hash."""
         return cls(bucket, f"{EVENTS_PREFIX}{sha256}", sha256)
 
     @classmethod
@@ -44,7 +48,7 @@ class Reference:
         Raises ValueError where it is none, or leads anywhere but to what `to` names in `bucket`.
         """
         sha256 = text.rpartition("#sha256=")[2]
-        reference = cls(bucket, f"{EVENTS_PREFIX}{sha256}", sha256)
+        reference = cls.of(sha256, bucket)
         if len(sha256) != 64 or not sha256.isalnum() or str(reference) != text:
             raise ValueError(f"`{text}` is not s3://{bucket}/{EVENTS_PREFIX}<hex>#sha256=<hex>")
         return reference

@@ -2,6 +2,9 @@
 
 import base64
 import json
+import os
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -239,15 +242,30 @@ def test_a_wrong_invoke_touches_nothing(cloud: Cloud, tmp_path, line, message):
     assert (result.code, message in result.err) == (2, True), result
 
 
-def test_data_that_is_too_large_is_refused_before_it_is_sent(cloud: Cloud, tmp_path):
-    big = tmp_path / "big"
-    big.write_bytes(b"x" * 5_000_000)
-    result = cloud.run("invoke", "-n", "cow", "-db", big)
-    assert result.code == 2
-    assert "5,000,000 bytes become 6,6" in result.err
-    assert "takes 6,291,456" in result.err
-    big.write_bytes(b"x" * 900_000)
-    assert (
-        "an asynchronous invocation takes 1,048,576"
-        in cloud.run("invoke", "-n", "cow", "-a", "-db", big).err
+SEND = """
+import sys
+from scar.__main__ import main
+code = main()
+[peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM:")]
+print(peak.split()[1], file=sys.stderr)
+sys.exit(code)
+"""
+"""The command, and then the most memory that its process had, in KiB."""
+
+
+def test_a_body_of_any_size_takes_little_memory(cloud: Cloud, function, tmp_path):
+    script = 'wc -c < "$INPUT_FILE_PATH"'
+    cloud.ok("init", "-f", an_api(function, script))
+    body = tmp_path / "body"
+    with body.open("wb") as file:
+        file.truncate(400_000_000)
+
+    sent = subprocess.run(
+        [sys.executable, "-c", SEND, "--local", "invoke", "-n", "cow", "-db", str(body)],
+        env={**os.environ, "SCAR_CONFIG_FOLDER": str(cloud.home)},
+        capture_output=True,
+        check=True,
     )
+
+    assert sent.stdout.split()[-1] == b"400000000"
+    assert int(sent.stderr.split()[-1]) < 200 * 1024

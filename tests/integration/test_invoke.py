@@ -119,8 +119,19 @@ def test_a_function_that_is_not_there_is_told_with_the_name_perhaps_meant(accoun
         assert caught.value.hint == "did you mean `lambda`?"
 
 
-def test_a_script_too_large_to_send_is_told_before_it_is_sent(talk):
-    with pytest.raises(UserError, match="too large to be sent"):
+def test_a_script_too_large_to_send_travels_through_the_deployment_bucket(account, talk):
+    script = b"echo large\n" + b"#" * 5_000_000
+    assert talk.run("lambda", script=script).output == b"large\n"
+    later = talk.run("lambda", script=script[:1_000_000], asynchronous=True)
+    found = logs.follow(account, "lambda", stream=None, request_id=later.request_id)
+    assert "large" in [event.message for event in found]
+
+
+def test_a_function_whose_bucket_is_gone_is_told_how_it_comes_back(account, talk):
+    s3, name = account.client("s3"), account.facts().default_bucket
+    for item in s3.list_objects_v2(Bucket=name).get("Contents", []):
+        s3.delete_object(Bucket=name, Key=item["Key"])
+    s3.delete_bucket(Bucket=name)
+    with pytest.raises(UserError, match=r"deployment bucket .* does not exist") as caught:
         talk.run("lambda", script=b"#" * 5_000_000)
-    with pytest.raises(UserError, match="1048576 fit"):
-        talk.run("lambda", script=b"#" * 1_000_000, asynchronous=True)
+    assert "scar init" in caught.value.hint

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from scar.endpoint import Call, call
+from scar.endpoint import _body as sent_body
 from scar.errors import FdlError, UserError
 from scar.fdl.load import load
 from scar.fdl.source import Layer, Sources, from_flags, read_yaml
@@ -136,20 +137,24 @@ class NoAccount:
         raise Asked
 
 
+def test_parameters_that_are_too_long_are_refused_before_anything_is_asked():
+    with pytest.raises(UserError, match="the parameters take 9002 bytes of the URL"):
+        call(NoAccount(), "cow", Call(parameters={"a": "b" * 9_000}))
+
+
 @pytest.mark.parametrize(
-    ("wanted", "why"),
+    ("wanted", "fits"),
     [
-        (Call(b"x" * 4_706_302), "4,706,302 bytes become 6,291,458"),
-        (Call(b'"' * 3_150_000, is_json=True), "3,150,000 bytes become 6,316,386"),
-        (Call(b"x" * 775_000, asynchronous=True), "an asynchronous invocation takes 1,048,576"),
-        (Call(parameters={"a": "b" * 9_000}), "the parameters take 9002 bytes of the URL"),
+        (Call(b"x" * 4_706_301), True),
+        (Call(b"x" * 4_706_302), False),
+        (Call(b'"' * 3_150_000, is_json=True), False),
+        (Call(b"x" * 770_000, asynchronous=True), True),
+        (Call(b"x" * 775_000, asynchronous=True), False),
     ],
 )
-def test_what_is_too_large_is_refused_before_anything_is_asked(wanted, why):
-    with pytest.raises(UserError, match=why):
-        call(NoAccount(), "cow", wanted)
-
-
-def test_what_just_fits_is_sent():
-    with pytest.raises(Asked):
-        call(NoAccount(), "cow", Call(b"x" * 4_706_301))
+def test_what_an_invocation_takes_is_sent_and_no_more(tmp_path, wanted, fits):
+    file = tmp_path / "body"
+    file.write_bytes(wanted.body)
+    assert (sent_body(wanted) is not None) == fits
+    if not wanted.is_json:
+        assert sent_body(dataclasses.replace(wanted, body=file)) == sent_body(wanted)

@@ -166,14 +166,14 @@ def test_what_was_copied_before_a_failure_is_still_a_whole_json_value(
 def test_a_plan_tells_reasons_and_counts(capsys: pytest.CaptureFixture[str]):
     function = Function("cow", "uri", "role", 1024, 300)
     update = Step(Verb.UPDATE, function, "memory_mb 512 -> 1024", function)
-    render.plan([STEP, update], as_json=False)
-    render.plan([], as_json=False)
-    render.plan([STEP], as_json=True)
+    render.plan([STEP, update], "", as_json=False)
+    render.plan([], "scripts travel in the image", as_json=False)
+    render.plan([STEP], "not said", as_json=True)
     assert capsys.readouterr().out == (
         "create bucket 'video'\n"
         "update function 'cow'  (memory_mb 512 -> 1024)\n"
         "1 to create, 1 to update\n"
-        "nothing to do\n"
+        "nothing to do\nscripts travel in the image\n"
         '{"Plan": [{"Verb": "create", "Kind": "bucket", "Name": "video", '
         '"Why": "does not exist"}]}\n'
     )

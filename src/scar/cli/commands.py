@@ -35,6 +35,7 @@ from scar.fdl.schema import AwsFunction, Deployment, bucket_fault
 from scar.fdl.source import Layer, Sources
 from scar.plan.desired import NeededRole, roles
 from scar.plan.diff import Step, Verb
+from scar.plan.limits import how_things_travel
 from scar.plan.policies import document, trust
 from scar.plan.resources import Function
 
@@ -66,7 +67,13 @@ def init(options: Options) -> None:
     render.warnings(prepared.warnings)
     steps, as_json = prepared.plan.steps, options.values.json
     if options.values.plan:
-        render.plan(steps, as_json=as_json)
+        scripts = {
+            its.name: (described.base / its.init_script).stat().st_size
+            for its in (one.lambda_ for one in deployment.functions.aws)
+            if its.init_script is not None
+        }
+        travels = how_things_travel(deployment, scripts, account.facts())
+        render.plan(steps, travels, as_json=as_json)
         return
     file = options.values.conf_file
     undo = f"`scar rm -f {file}`" if file else f"`scar rm -n {names_of(deployment)[0]}`"
@@ -294,7 +301,7 @@ def rm(options: Options) -> None:
         prepared = deploy.prepare_removal(names, account)
     steps = prepared.plan.steps
     if values.plan:
-        render.plan(steps, as_json=values.json)
+        render.plan(steps, "", as_json=values.json)
         return
     with _told_how_to_go_on(None), render.stepping(len(steps)) as on_step:
         deploy.carry_out(prepared, on_step)
@@ -512,9 +519,12 @@ def _call(values: Namespace, function: AwsFunction | None) -> endpoint.Call:
             file = its.data_binary
             path = Path(values.conf_file).parent / file if file is not None else None
             text = its.json_data
-    body = text.encode(errors="surrogateescape") if text is not None else None
-    if path is not None:
-        body = _script(path, str(file))
+    body: bytes | Path | None = path
+    if path is None:
+        body = text.encode(errors="surrogateescape") if text is not None else None
+    else:
+        with _readable(path, str(file)):
+            path.open("rb").close()
     return endpoint.Call(body, path is None, parameters or {}, asynchronous)
 
 
@@ -535,12 +545,19 @@ def _output_file(values: Namespace) -> Path | None:
 
 
 def _script(path: Path, named: str) -> bytes:
+    with _readable(path, named):
+        return path.read_bytes()
+
+
+@contextmanager
+def _readable(path: Path, named: str) -> Iterator[None]:
+    """Tell of a file that is not there, is none, or cannot be read."""
     if path.is_dir():
-        raise UserError(f"`{named}` is a folder, not a script")
+        raise UserError(f"`{named}` is a folder, not a file")
     if path.exists() and not path.is_file():  # a device or a pipe never ends
         raise UserError(f"`{named}` is not a regular file")
     try:
-        return path.read_bytes()
+        yield
     except FileNotFoundError as exc:
         raise Missing(f"no file `{named}`", f"looked for `{path.absolute()}`") from exc
     except OSError as exc:

@@ -130,8 +130,8 @@ def valid(names: Sequence[str], found: Sequence[Diagnostic], *, as_json: bool) -
     print(f"valid: {', '.join(names)}")
 
 
-def plan(steps: Sequence[Step], *, as_json: bool) -> None:
-    """What would be done."""
+def plan(steps: Sequence[Step], travels: str, *, as_json: bool) -> None:
+    """What would be done; `travels` says how things will get to the functions."""
     if as_json:
         data({"Plan": [_step_object(step) for step in steps]})
         return
@@ -142,6 +142,8 @@ def plan(steps: Sequence[Step], *, as_json: bool) -> None:
     counts = [(verb, sum(step.verb == verb for step in steps)) for verb in _DONE]
     told = ", ".join(f"{count} to {verb}" for verb, count in counts if count)
     print(told or "nothing to do")
+    if travels:
+        print(travels)
 
 
 def deployed(

@@ -3,14 +3,14 @@
 What a single key can break is told by the language's own bounds. Limits that cannot be met by
 what a user writes are not here: scripts, variables of the container and extra payload travel in
 the image (10 GB) and not in the function (4 KB of variables) or the job definition (24 KiB); an
-event that is too large for a job's overrides (8,192 characters) travels through the deployment
-bucket.
+event that is too large for a job's overrides (8,192 characters), or for an invocation, travels
+through the deployment bucket: `scar_supervisor.records.to_send` decides.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 from scar.errors import Diagnostic
@@ -23,7 +23,7 @@ from scar.fdl.schema import (
     StorageProviders,
 )
 from scar.fdl.source import Loc, dotted
-from scar.plan.desired import AccountFacts, filters, object_path, roles
+from scar.plan.desired import AccountFacts, deployment_bucket, filters, object_path, roles
 from scar.plan.policies import POLICY_LIMIT, size
 from scar.plan.providers import named
 from scar.plan.resources import (
@@ -32,7 +32,8 @@ from scar.plan.resources import (
     TAG_FUNCTION,
     TAG_OWNER,
 )
-from scar_supervisor.records import STATE_PREFIX
+from scar_supervisor.contract import INLINE_EVENT_LIMIT_BYTES
+from scar_supervisor.records import EVENTS_PREFIX, STATE_PREFIX
 
 ENVIRONMENT_LIMIT_BYTES = 4096
 """Names and values of a function's variables together (Lambda quotas)."""
@@ -48,6 +49,21 @@ IMAGE_LIMIT = 255
 
 COMPUTE_ENVIRONMENTS_LIMIT = 50
 """Compute environments, and queues, of an account in one region (Batch quotas)."""
+
+PAYLOAD_LIMIT_BYTES = 6 * 1024 * 1024
+"""A synchronous invocation's payload (Lambda quotas)."""
+
+ASYNCHRONOUS_LIMIT_BYTES = 1024 * 1024
+"""An asynchronous invocation's payload (lambda.Invoke)."""
+
+BODY_LIMIT_BYTES = 10 * 1024 * 1024
+"""A request's body (API Gateway, REST API quotas)."""
+
+ENVELOPE_BYTES = 16 * 1024
+"""Left for what API Gateway puts around the body in the event: headers, twice, and the context."""
+
+URL_LIMIT_BYTES = 8 * 1024
+"""Request line and headers together have at most 10,240 bytes (REST API quotas)."""
 
 ECR_IMAGE = re.compile(r"\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/.+")
 
@@ -69,6 +85,35 @@ def check(deployment: Deployment) -> list[Diagnostic]:
     ]
     found += [fault for across in DESCRIBED_RULES for fault in across(described)]
     return [Diagnostic(f.summary, dotted(f.loc), hint=f.hint, severity=f.severity) for f in found]
+
+
+def how_things_travel(
+    deployment: Deployment, scripts: Mapping[str, int], account: AccountFacts
+) -> str:
+    """What goes where, in a sentence; `scripts` are the sizes of init scripts by function."""
+    functions = deployment.functions.aws
+    told = ", ".join(f"{name}: {size:,} bytes" for name, size in scripts.items())
+    buckets = sorted({deployment_bucket(function, account) for function in functions})
+    places = " and ".join(f"s3://{bucket}/{EVENTS_PREFIX}" for bucket in buckets)
+    ways = [
+        f"in a call up to {PAYLOAD_LIMIT_BYTES >> 20} MiB",
+        f"asynchronously up to {ASYNCHRONOUS_LIMIT_BYTES >> 20} MiB",
+    ]
+    if any(function.lambda_.execution_mode != "lambda" for function in functions):
+        ways.append(f"in a job up to {INLINE_EVENT_LIMIT_BYTES:,} bytes")
+    image = f"scripts travel in the image ({told}); " if told else ""
+    return f"{image}events {', '.join(ways)}, larger ones through {places}, which is private"
+
+
+def payload_limit_bytes(*, asynchronous: bool) -> int:
+    """What an invocation takes; a larger event travels through the deployment bucket."""
+    return ASYNCHRONOUS_LIMIT_BYTES if asynchronous else PAYLOAD_LIMIT_BYTES
+
+
+def body_fits(body_bytes: int, in_event_bytes: int, *, asynchronous: bool) -> bool:
+    """Whether API Gateway and Lambda take a body; `in_event_bytes` as a JSON string."""
+    limit = payload_limit_bytes(asynchronous=asynchronous)
+    return body_bytes <= BODY_LIMIT_BYTES and in_event_bytes + ENVELOPE_BYTES <= limit
 
 
 def variables_fit(function: AwsFunction, at: Loc, target: str) -> Iterator[Fault]:

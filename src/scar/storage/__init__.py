@@ -39,7 +39,11 @@ from scar.storage.names import (
 from scar.storage.sending import Sending
 from scar.storage.tally import Progress, Tally, Transfer
 
-__all__ = ["Listener", "Progress", "Transfer", "get", "list_objects", "put"]
+__all__ = ["Listener", "Progress", "Transfer", "get", "list_objects", "put", "store"]
+
+
+_BESIDE_THREADS = 4
+"""For a file that is sent beside a command's own work; each holds a part of it, 16 MiB."""
 
 
 class Listener(Protocol):
@@ -102,6 +106,23 @@ def list_objects(account: Account, bucket_path: str) -> Iterator[ObjectInfo]:
     for info in _listed(bucket, objects(account, bucket, prefix)):
         if not _is_marker(info):
             yield info
+
+
+def store(account: Account, bucket: str, key: str, file: Path) -> None:
+    """Make an object of a file of any size, in parts where it is large.
+
+    Raises TransferFailed where the file cannot be read, or changes meanwhile; CloudError.
+    """
+    crew, its = Crew(), Objects(account, bucket)
+    sending = Sending(crew, its, bucket, Tally(lambda progress: None), _BESIDE_THREADS)
+    task = partial(sending.send, Source(str(file), key, file.stat().st_size), None)
+    try:
+        for result in crew.results([task]):
+            if isinstance(result, Fault):
+                raise TransferFailed(f"cannot send `{file}`", [str(result)])
+    finally:
+        crew.stop()
+        its.abort_all()
 
 
 def _put(

@@ -24,9 +24,16 @@ _CHANGED = "changed while it was read: send it again when nobody writes to it"
 class Sending:
     """Sends files into one bucket; its methods are jobs of a crew."""
 
-    def __init__(self, crew: Crew, objects: Objects, bucket: str, tally: Tally) -> None:
+    def __init__(
+        self,
+        crew: Crew,
+        objects: Objects,
+        bucket: str,
+        tally: Tally,
+        threads: int = THREADS,
+    ) -> None:
         self._crew, self._objects, self._bucket, self._tally = crew, objects, bucket, tally
-        self._room = Room(_MEMORY_BYTES)
+        self._room, self._threads = Room(_MEMORY_BYTES), threads
 
     def send(self, source: Source, there: ObjectInfo | None, future: Future[Result]) -> None:
         """Send one file unless `there` is the same; sets a Transfer or a Fault."""
@@ -90,7 +97,7 @@ class _InParts:
                 return
             else:
                 self._upload = self._objects.begin(self._source.key)
-                self._workers = min(self._count, THREADS)
+                self._workers = min(self._count, self._sending._threads)
                 # Before files that wait: one large file after the other, each with all threads.
                 self._crew.add(*[self._work] * self._workers, first=True)
                 return
