@@ -19,22 +19,31 @@ Asked = tuple[str, str]
 _ELEMENTS = {"Sid", "Effect", "Action", "Resource", "Condition"}
 _OPERATORS = {"StringEquals", "StringLike", "ArnLike", "ArnEquals"}
 
+FROM_CODE = {
+    "lambda:SourceFunctionArn": "arn:aws:lambda:eu-west-1:123456789012:function:split",
+    "s3:ResourceAccount": "123456789012",
+}
+"""The context of requests that a function's code makes."""
+
+FROM_LAMBDA = {"s3:ResourceAccount": "123456789012"}
+"""The context of requests that Lambda makes itself with a function's role."""
+
 
 def is_allowed(
     documents: Iterable[Mapping[str, Any]],
     action: str,
     resource: str,
-    context: Mapping[str, str] | None = None,
+    context: Mapping[str, str] = FROM_CODE,
 ) -> bool:
     """Whether policies allow an action on a resource; `*` where the action is on no resource."""
-    applying = list(_applying(documents, action, resource, context or {}))
+    applying = list(_applying(documents, action, resource, context))
     effects = {statement["Effect"] for statement in applying}
     return effects == {"Allow"}
 
 
 def allowing(documents: Iterable[Mapping[str, Any]], asked: Asked) -> list[str]:
     """The ids of the statements that allow what is asked."""
-    return [statement["Sid"] for statement in _applying(documents, *asked, {})]
+    return [statement["Sid"] for statement in _applying(documents, *asked, FROM_CODE)]
 
 
 def asked_by(reading: Reading, account: str, region: str) -> Iterator[Asked]:
@@ -96,6 +105,10 @@ def _applying(
 
 def _holds(condition: Mapping[str, Mapping[str, Any]], context: Mapping[str, str]) -> bool:
     for operator, wanted in condition.items():
+        if operator == "Null":
+            if any((key not in context) != (value == "true") for key, value in wanted.items()):
+                return False
+            continue
         assert operator in _OPERATORS, operator
         for key, values in wanted.items():
             every = [values] if isinstance(values, str) else values

@@ -7,7 +7,7 @@ import pytest
 from scar.fdl.schema import Deployment
 from scar.plan.desired import AccountFacts, roles
 from scar.plan.policies import document, role_name, trust
-from tests.doubles.iam import is_allowed
+from tests.doubles.iam import FROM_LAMBDA, is_allowed
 
 ACCOUNT = AccountFacts("123456789012", "eu-west-1", "AIDA", is_local=False)
 BUCKET = "arn:aws:s3:::scar-123456789012-eu-west-1"
@@ -56,7 +56,6 @@ ALLOWED = [
     ("function", "s3:PutObject", f"{S3}video/frames/1.png"),
     ("function", "s3:AbortMultipartUpload", f"{S3}video/frames/1.png"),
     ("function", "s3:GetObject", f"{S3}video/frames/1.png"),
-    ("function", "s3:PutObject", f"{BUCKET}/aws/lambda/async/split/2026/11/22/record"),
     ("function", "batch:SubmitJob", f"{BATCH}job-definition/split"),
     ("function", "batch:SubmitJob", f"{BATCH}job-definition/split:7"),
     ("function", "batch:DescribeJobs", "*"),
@@ -82,6 +81,18 @@ ALLOWED = [
 @pytest.mark.parametrize(("use", "action", "resource"), ALLOWED)
 def test_a_role_allows_what_its_user_does(use, action, resource):
     assert is_allowed(policies()[use], action, resource)
+
+
+def test_lambda_keeps_failed_events_where_the_functions_own_code_cannot_write():
+    record = f"{BUCKET}/aws/lambda/async/split/2026/11/22/record"
+    every = policies()
+    assert is_allowed(every["function"], "s3:PutObject", record, FROM_LAMBDA)
+    assert is_allowed(every["function"], "s3:ListBucket", BUCKET, FROM_LAMBDA)
+    assert not is_allowed(every["function"], "s3:PutObject", record)
+    assert not is_allowed(every["job"], "s3:PutObject", record, FROM_LAMBDA)
+    # A bucket of that name which is another account's now.
+    elsewhere = {**FROM_LAMBDA, "s3:ResourceAccount": "999999999999"}
+    assert not is_allowed(every["function"], "s3:PutObject", record, elsewhere)
 
 
 def test_a_function_submits_to_its_own_queue():
@@ -124,6 +135,7 @@ REFUSED = [
     ("s3:GetObject", f"{BUCKET}/.scar/runs/split.json"),
     ("s3:GetObject", f"{BUCKET}/aws/lambda/async/split/2026/11/22/record"),
     ("s3:PutObject", f"{BUCKET}/aws/lambda/async/other/2026/11/22/record"),
+    ("s3:PutObject", f"{BUCKET}/aws/lambda/async/split/2026/11/22/record"),
     ("s3:PutObject", f"{BUCKET}/anything"),
     ("logs:PutLogEvents", f"{LOGS}/aws/lambda/other:log-stream:a"),
     ("logs:PutLogEvents", f"{LOGS}/aws/lambda/split2:log-stream:a"),
@@ -173,7 +185,6 @@ FARGATE = {"memory": 2048, "compute_resources": {"type": "FARGATE"}}
         ("batch:ListJobs", "*"),
         ("logs:PutLogEvents", f"{LOGS}/aws/batch/split:log-stream:a"),
         ("logs:PutLogEvents", f"{LOGS}/aws/lambda/split:log-stream:a"),
-        ("s3:PutObject", f"{BUCKET}/aws/lambda/async/split/2026/11/22/record"),
         ("ecr:BatchGetImage", "arn:aws:ecr:eu-west-1:123456789012:repository/scar"),
     ],
 )
@@ -218,7 +229,6 @@ def test_a_function_named_like_the_beginning_of_another_does_not_reach_it():
     for action, resource in (
         ("s3:PutObject", f"{BUCKET}/.scar/claims/ab/{ID}"),
         ("s3:PutObject", f"{BUCKET}/.scar/routes/ab.json"),
-        ("s3:PutObject", f"{BUCKET}/aws/lambda/async/ab/2026/record"),
         ("logs:PutLogEvents", f"{LOGS}/aws/lambda/ab:log-stream:x"),
         ("batch:SubmitJob", f"{BATCH}job-definition/ab"),
         ("batch:SubmitJob", f"{BATCH}job-definition/ab:1"),
@@ -251,9 +261,8 @@ def test_a_whole_bucket_is_all_of_its_keys():
 def test_interfaces_in_a_network_are_made_by_lambda_and_not_by_the_functions_code():
     network = {"SubnetIds": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
     every = policies(a_function(vpc=network))
-    code = {"lambda:SourceFunctionArn": "arn:aws:lambda:eu-west-1:123456789012:function:split"}
-    assert is_allowed(every["function"], "ec2:CreateNetworkInterface", "*")
-    assert not is_allowed(every["function"], "ec2:CreateNetworkInterface", "*", code)
+    assert is_allowed(every["function"], "ec2:CreateNetworkInterface", "*", FROM_LAMBDA)
+    assert not is_allowed(every["function"], "ec2:CreateNetworkInterface", "*")
     assert not is_allowed(every["job"], "ec2:CreateNetworkInterface", "*")
 
 

@@ -112,13 +112,7 @@ def _of_function(
     yield _log("Log", lambda_log_group(config.name), account)
     yield from _staging(config, account)
     if config.deployment_bucket:
-        # "s3:PutObject, s3:ListBucket" (Lambda developer guide, "Capturing records of Lambda
-        # asynchronous invocations"); the second is in _staging.
-        yield _allow(
-            "FailedEvents",
-            ["s3:PutObject"],
-            _keys(account, config.deployment_bucket, f"aws/lambda/async/{config.name}/*"),
-        )
+        yield _failed_events(config, account)
     if config.job_queue:
         definition = account.arn("batch", f"job-definition/{config.job_definition}")
         # AWS asks for queue and definition both, and for a definition that is named without its
@@ -129,6 +123,24 @@ def _of_function(
         yield _allow("JobStates", ["batch:DescribeJobs", "batch:ListJobs"], ["*"])
     yield from _network(function, account)
     yield from _file_systems(function)
+
+
+def _failed_events(config: FunctionConfig, account: AccountFacts) -> Statement:
+    """For Lambda itself, which keeps the events that failed; the function's code has no part in it.
+
+    Lambda asks for s3:PutObject and s3:ListBucket (developer guide, "Capturing records of Lambda
+    asynchronous invocations"; the second is in `_staging`), and it takes a destination only where
+    all keys of the bucket may be written, as several who tried narrower ones report. Requests
+    of code carry `lambda:SourceFunctionArn`, Lambda's own of this kind do not (developer guide,
+    "Using source function ARN to control function access behavior").
+    """
+    return {
+        **_allow("FailedEvents", ["s3:PutObject"], _keys(account, config.deployment_bucket, "*")),
+        "Condition": {
+            "Null": {"lambda:SourceFunctionArn": "true"},
+            "StringEquals": {"s3:ResourceAccount": account.id},
+        },
+    }
 
 
 def _of_job(
