@@ -119,7 +119,7 @@ class Client:
                     continue
                 if not error.transient or attempt == ATTEMPTS:
                     raise error
-            self._pause(_jittered(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))))
+            self._pause(backoff_s(attempt))
         raise Unreachable(f"{base_url}: the credentials are refused")
 
     def _once(
@@ -199,10 +199,12 @@ def _only_good(
     return choose
 
 
-def _jittered(pause_s: float) -> float:
+def backoff_s(attempt: int) -> float:
+    """How long to wait after an attempt that failed."""
     from random import random  # imports more than all of this module; needed only in trouble
 
-    return pause_s * (0.5 + random() / 2)  # noqa: S311
+    longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (attempt - 1))
+    return longest * (0.5 + random() / 2)  # noqa: S311
 
 
 def _code_and_message(reply: Reply) -> tuple[str, str]:

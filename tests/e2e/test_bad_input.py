@@ -545,7 +545,7 @@ error: this version of SCAR cannot stage with storage provider `onedata.mine` ye
   --> cow.yaml:8:35  functions.aws[0].lambda.output[0].storage_provider
    8 |       output: [{storage_provider: onedata.mine, path: data/out}]
      |                                   ^
-   help: the kinds are s3, minio
+   help: the kinds are s3, minio, webdav
 """,
         {
             "cow.yaml": lambda_lines(
@@ -575,6 +575,48 @@ error: our own must be named with at most 64 letters, digits and `_.@+=-`
             "    mine: {endpoint: 'https://me:t0ps3cret@x', access_key: a, secret_key: t0ps3cret}\n"
             "    theirs: {endpoint: ftp://minio, access_key: a, secret_key: t0ps3cret}\n"
             "    our own: {access_key: a, secret_key: t0ps3cret}\n"
+        },
+    ),
+    Wrong(
+        "a WebDAV server as an input",
+        "--local validate -f cow.yaml",
+        """\
+error: storage provider `webdav.mine` cannot be an input: nothing tells of its new files
+  --> cow.yaml:7:34  functions.aws[0].lambda.input[0].storage_provider
+   7 |       input: [{storage_provider: webdav.mine, path: My Files}]
+     |                                  ^
+   help: use `s3`, or `minio` with events
+""",
+        {
+            "cow.yaml": lambda_lines(
+                "input: [{storage_provider: webdav.mine, path: My Files}]",
+                "output: [{storage_provider: webdav.mine, path: Other Files}]",
+            )
+            + "storage_providers:\n"
+            "  webdav: {mine: {hostname: dav.example.org/me, login: a, password: t0ps3cret}}\n"
+        },
+    ),
+    Wrong(
+        "a WebDAV server in the clear, a login that is none, and a folder that is none",
+        "--local validate -f cow.yaml",
+        """\
+error: path must be a folder such as `results/today`, got `a/../b`
+  --> cow.yaml:7:54  functions.aws[0].lambda.output[0].path
+   7 |       output: [{storage_provider: webdav.mine, path: a/../b}]
+     |                                                      ^
+
+error: hostname must be https: the password would travel for anybody to read
+  --> cow.yaml:9:29  storage_providers.webdav.mine.hostname
+
+error: login must be not empty, and without `:`
+  --> cow.yaml:9:62  storage_providers.webdav.mine.login
+""",
+        {
+            "cow.yaml": lambda_lines(
+                "output: [{storage_provider: webdav.mine, path: a/../b}]",
+            )
+            + "storage_providers:\n"
+            "  webdav: {mine: {hostname: 'http://dav.example.org', login: 'a:b', password: p}}\n"
         },
     ),
     Wrong(

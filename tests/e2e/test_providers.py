@@ -10,6 +10,7 @@ import pytest
 
 from tests.doubles.providers import Minio
 from tests.doubles.supervised import s3_event
+from tests.doubles.webdav import WebDavServer
 from tests.e2e.conftest import Cloud, s3_path, wait_for
 
 SECRET = "t0p+s3cret/key"
@@ -137,3 +138,19 @@ def test_what_minio_posts_to_the_functions_endpoint_runs_it(cloud: Cloud, fdl, m
     cloud.ok("invoke", "-n", "f", "-jd", json.dumps(event))
     assert minio.get("theirs", "out/new file") == b"posted"
     assert "data" not in [one["Name"] for one in cloud.client("s3").list_buckets()["Buckets"]]
+
+
+def test_results_go_to_a_webdav_server(cloud: Cloud, function, tmp_path):
+    server = WebDavServer(tmp_path / "dav", "me", SECRET)
+    try:
+        output = [{"storage_provider": "webdav.home", "path": "My Results/today"}]
+        path = function({"name": "f", "script": 'echo hi > "$TMP_OUTPUT_DIR/x"', "output": output})
+        home = {"hostname": server.url, "login": "me", "password": SECRET}
+        data = json.loads(path.read_text())
+        path.write_text(json.dumps({**data, "storage_providers": {"webdav": {"home": home}}}))
+        cloud.ok("init", "-f", path)
+        cloud.ok("run", "-n", "f")
+        assert server.files() == {"My Results/today/x": b"hi\n"}
+        assert files_holding(cloud.home, SECRET) == {"moto.jsonl"}
+    finally:
+        server.close()

@@ -85,7 +85,8 @@ def test_every_key_is_told_with_its_values():
     assert every["lambda.memory"].default == "512"
     assert every["lambda.name"].default == ""
     assert every["batch.timeout"].values == "60 seconds or more"
-    assert every["lambda.input[].path"].text == "`bucket` or `bucket/prefix`."
+    path = every["lambda.input[].path"]
+    assert path.text == "`bucket` or `bucket/prefix`; of a WebDAV server a folder."
     assert "storage_providers.minio.<id>.endpoint" in every
     assert len(every) > 90
 

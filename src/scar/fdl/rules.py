@@ -31,7 +31,7 @@ table of task sizes, whose steps start at 60 GB)."""
 
 _WITHOUT_GPUS = {"optimal", "default_x86_64", "default_arm64"}
 PROVIDERS = ("s3", "minio", "onedata", "webdav")
-STAGED = ("s3", "minio")
+STAGED = ("s3", "minio", "webdav")
 """The kinds that the supervisor can copy from and to."""
 
 LAMBDA_RESERVED = frozenset(
@@ -457,6 +457,12 @@ def _provider_fault(loc: Loc, named: str, side: str, defined: frozenset[str]) ->
             f"this version of SCAR cannot stage with storage provider `{named}` yet",
             f"the kinds are {', '.join(STAGED)}",
         )
+    if side == "input" and kind == "webdav":
+        return Fault(
+            loc,
+            f"storage provider `{named}` cannot be an input: nothing tells of its new files",
+            "use `s3`, or `minio` with events",
+        )
     return None
 
 
@@ -464,7 +470,7 @@ def hears_of_its_inputs(function: AwsFunction, at: Loc, target: str) -> Iterator
     """Only the account's own S3 is told by SCAR to send events."""
     for n, item in enumerate(function.lambda_.input):
         kind = item.storage_provider.partition(".")[0]
-        if item.storage_provider == "s3" or kind not in STAGED:
+        if item.storage_provider == "s3" or kind not in ("s3", "minio"):
             continue
         if kind == "minio" and function.api_gateway.name is not None:
             continue

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic.fields import FieldInfo
 
 _RETENTION_DAYS = (
@@ -70,7 +70,9 @@ def _bucket(value: str) -> str:
     return value
 
 
-def _object_path(value: str) -> str:
+def _object_path(value: str, info: ValidationInfo) -> str:
+    if str(info.data.get("storage_provider")).partition(".")[0] == "webdav":
+        return _folder(value)
     if "://" in value:
         raise ValueError(f"must be `bucket/prefix` without `{value.split('://')[0]}://`")
     bucket, _, prefix = value.partition("/")
@@ -81,6 +83,13 @@ def _object_path(value: str) -> str:
         raise ValueError(f"must not hold an empty part (`//`), got `{value}`")
     if len("/".join(parts).encode()) > 900:
         raise ValueError("must leave room for file names: a key has at most 1,024 bytes")
+    return value
+
+
+def _folder(value: str) -> str:
+    parts = value.strip("/").split("/")
+    if any(part in ("", ".", "..") for part in parts) or re.search(r"[\x00-\x1f\\]", value):
+        raise ValueError(f"must be a folder such as `results/today`, got `{value}`")
     return value
 
 
@@ -173,6 +182,13 @@ def _endpoint(value: str) -> str:
     return value
 
 
+def _webdav_host(value: str) -> str:
+    address = _endpoint(value)
+    if re.match(r"http://(?!(localhost|127\.0\.0\.1)[:/]|(localhost|127\.0\.0\.1)$)", address):
+        raise ValueError("must be https: the password would travel for anybody to read")
+    return address
+
+
 Whole = Annotated[int, BeforeValidator(_not_a_bool)]
 Region = Annotated[str, AfterValidator(_region)]
 
@@ -242,7 +258,7 @@ class ObjectPathPart(Part):
     storage_provider: Annotated[str, AfterValidator(_provider)] = "s3"
     """`s3`: the account's own buckets; or a kind and id of `storage_providers`: `minio.mine`."""
     path: Annotated[str, AfterValidator(_object_path)]
-    """`bucket` or `bucket/prefix`."""
+    """`bucket` or `bucket/prefix`; of a WebDAV server a folder."""
     prefix: tuple[str, ...] = ()
     """Only files whose name starts with one of these."""
     suffix: tuple[str, ...] = ()
@@ -602,6 +618,7 @@ class Settings(Part):
 ProviderId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@+=-]{1,64}$")]
 """A part of a secret's name (Secrets Manager API, CreateSecret)."""
 
+_LOGIN = _means("not empty, and without `:`")
 _ID = _means("named with at most 64 letters, digits and `_.@+=-`")
 
 
@@ -636,9 +653,10 @@ class OnedataProvider(Part):
 class WebdavProvider(Part):
     """`storage_providers.webdav.<id>`: a folder of a WebDAV server."""
 
-    hostname: str
-    login: str
-    password: str
+    hostname: Annotated[str, AfterValidator(_webdav_host)]
+    """Address of the server or of a folder of it: `dav.example.org/files/me`; https."""
+    login: Annotated[str, Field(pattern=r"^[^:\x00-\x1f]+$", json_schema_extra=_LOGIN)]
+    password: Annotated[str, Field(min_length=1, json_schema_extra=_means("not empty"))]
 
 
 class StorageProviders(Part):

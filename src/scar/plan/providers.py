@@ -6,7 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 
-from scar.fdl.schema import AwsFunction, MinioProvider, S3Provider, StorageProviders
+from scar.fdl.schema import (
+    AwsFunction,
+    MinioProvider,
+    S3Provider,
+    StorageProviders,
+    WebdavProvider,
+)
 from scar.plan.resources import Secret, secret_name
 from scar_supervisor.contract import StorageProvider
 
@@ -42,6 +48,8 @@ def _place(function: AwsFunction, name: str, providers: StorageProviders) -> Sto
             return StorageProvider(secret, _url(its.endpoint), its.region or "", its.verify)
         case S3Provider() as its:
             return StorageProvider(secret, region=its.region or "")
+        case WebdavProvider() as its:
+            return StorageProvider(secret, _url(its.hostname).rstrip("/"))
         case its:
             raise TypeError(f"{type(its).__name__} cannot be staged with: a rule refuses it")
 

@@ -12,7 +12,7 @@ from scar_supervisor.faults import ConfigFault
 if TYPE_CHECKING:
     from scar_supervisor.storage.s3 import S3
 
-KINDS = ("s3", "minio")
+KINDS = ("s3", "minio", "webdav")
 """Kinds of storage providers that this supervisor knows."""
 
 
@@ -91,6 +91,10 @@ def _open(name: str, provider: StorageProvider, environ: Mapping[str, str]) -> S
     from scar_supervisor.storage.secret import ProviderSecret
 
     secret = ProviderSecret(name, provider.secret, environ)
+    if name.partition(".")[0] == "webdav":
+        from scar_supervisor.storage.webdav import WebDav
+
+        return WebDav(name, provider, secret)
     from scar_supervisor.storage.s3 import open_provider
 
     return open_provider(name, provider, secret, environ)
