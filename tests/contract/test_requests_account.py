@@ -8,10 +8,12 @@ from botocore.stub import Stubber
 
 from scar.aws.account import Account, Target, connect
 from scar.aws.batch import ComputeEnvironments
+from scar.aws.batch import _role_is_too_new as _role_is_unknown
 from scar.aws.functions import _role_is_too_new, statement_id
+from scar.aws.roles import InstanceProfiles, Roles, ServiceLinkedRoles
 from scar.aws.waiting import retrying, until
 from scar.errors import CloudError, UserError
-from scar.plan.resources import ComputeEnvironment
+from scar.plan.resources import ComputeEnvironment, InstanceProfile, Role, ServiceLinkedRole
 
 LOCAL = Target("local", "http://127.0.0.1:9", None, "eu-west-1")
 
@@ -145,10 +147,56 @@ def test_a_fresh_role_is_waited_for_and_other_refusals_are_not():
     )
     retrying(call, _role_is_too_new, first_pause_s=0.001)
     assert len(tries) == 3
+    assert _role_is_too_new(
+        CloudError(
+            *("lambda", "CreateFunction", "InvalidParameterValueException"),
+            "The provided execution role does not have permissions to call CreateNetworkInterface",
+        )
+    )
+    text = "User: x is not authorized to perform: iam:PassRole on resource: y"
+    assert _role_is_unknown(CloudError("batch", "RegisterJobDefinition", "AccessDenied", text))
+    text = text.replace("iam:PassRole", "batch:RegisterJobDefinition")
+    assert not _role_is_unknown(CloudError("batch", "RegisterJobDefinition", "AccessDenied", text))
     tries, call = refuse("InvalidParameterValueException", "something else")
     with pytest.raises(CloudError):
         retrying(call, _role_is_too_new, first_pause_s=0.001)
     assert len(tries) == 1
+
+
+NO_RIGHT = {"service_error_code": "AccessDenied", "http_status_code": 403}
+
+
+def test_who_may_not_make_roles_is_told_to_give_one():
+    account = Account(LOCAL)
+    with Stubber(account.client("iam")) as stub:
+        stub.add_client_error("create_role", **NO_RIGHT)
+        with pytest.raises(CloudError) as caught:
+            Roles(account).create(Role("scar-f-eu-west-1-job", "ecs-tasks.amazonaws.com", {}))
+    assert "iam: {role: …}" in caught.value.hint
+
+
+def test_who_may_not_look_at_roles_can_deploy_with_those_that_are_given():
+    """His own account's profile and linked role are taken to be there: an admin made them."""
+    account = Account(LOCAL)
+    with Stubber(account.client("iam")) as stub:
+        stub.add_client_error("get_role", **NO_RIGHT)
+        stub.add_client_error("get_instance_profile", **NO_RIGHT)
+        stub.add_client_error("list_roles", **NO_RIGHT)
+        assert Roles(account).read("scar-f-eu-west-1-job") is None
+        profile, linked = InstanceProfile("ecsInstanceRole"), ServiceLinkedRole("batch")
+        assert InstanceProfiles(account).read(profile.name) == profile
+        assert ServiceLinkedRoles(account).read(linked.name) == linked
+
+
+def test_a_linked_role_that_somebody_makes_at_the_same_time_is_as_good():
+    account, wanted = Account(LOCAL), ServiceLinkedRole("batch.amazonaws.com")
+    text = "Service role name AWSServiceRoleForBatch has been taken in this account, please try"
+    with Stubber(account.client("iam")) as stub:
+        stub.add_client_error("create_service_linked_role", "InvalidInput", text)
+        ServiceLinkedRoles(account).create(wanted)
+        stub.add_client_error("create_service_linked_role", "InvalidInput", "no such service")
+        with pytest.raises(CloudError):
+            ServiceLinkedRoles(account).create(wanted)
 
 
 def test_waiting_has_a_limit():

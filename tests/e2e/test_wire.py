@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,17 @@ import pytest
 from botocore import xform_name
 
 import scar.aws
-from scar.aws.account import Target, connect
-from scar.aws.handlers import handlers
-from scar.plan.resources import STATE_RULES, Bucket, BucketSetup, Repository
+from scar.aws.account import Account, Target, connect
+from scar.aws.handlers import Handler, handlers
+from scar.plan.resources import (
+    STATE_RULES,
+    Bucket,
+    BucketSetup,
+    InstanceProfile,
+    Repository,
+    Role,
+    ServiceLinkedRole,
+)
 from tests.doubles import model_check, node_network
 from tests.doubles.model_check import Reading
 from tests.doubles.recorder import Recorded, Recorder
@@ -189,6 +197,28 @@ def shared(url: str) -> None:
         keepers[resource.kind].create(resource)
     for resource in reversed(every):
         keepers[resource.kind].delete(resource)
+    roles(account, keepers)
+
+
+def roles(account: Account, keepers: Mapping[str, Handler]) -> None:
+    """What the target `aws` has, and the local cloud does without."""
+    allow = {"Sid": "Any", "Effect": "Allow", "Action": ["s3:GetObject"], "Resource": ["*"]}
+    role = Role("nobodys", "lambda.amazonaws.com", {"Any": allow}, {"owner": "nobody"})
+    other = Role(
+        "nobodys",
+        "ecs-tasks.amazonaws.com",
+        {"More": {**allow, "Sid": "More"}},
+        {"createdby": "scar"},
+    )
+    for shared in (InstanceProfile("ecsInstanceRole"), ServiceLinkedRole("batch.amazonaws.com")):
+        assert keepers[shared.kind].read(shared.name) is None
+        keepers[shared.kind].create(shared)
+    keepers[role.kind].create(role)
+    assert keepers[role.kind].read(role.name) == role
+    keepers[role.kind].update(other, role)
+    policy = "arn:aws:iam::aws:policy/ReadOnlyAccess"
+    account.client("iam").attach_role_policy(RoleName=role.name, PolicyArn=policy)
+    keepers[role.kind].delete(other)
 
 
 def written(folder: Path, functions: list[dict[str, Any]]) -> Path:
@@ -242,7 +272,7 @@ def test_the_session_asks_whatever_scar_can_ask(readings: Any) -> None:
 
 def calls_in(folder: Path) -> set[str]:
     """The operations whose boto3 name is an attribute, or a text for a paginator."""
-    services = ("apigateway", "batch", "ecr", "lambda", "logs", "s3", "sts", "tagging")
+    services = ("apigateway", "batch", "ecr", "iam", "lambda", "logs", "s3", "sts", "tagging")
     known = {
         xform_name(operation): operation
         for service in services

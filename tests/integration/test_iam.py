@@ -2,12 +2,17 @@
 
 import json
 import os
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
 
 from scar.__main__ import main
+from tests.doubles import model_check
 from tests.doubles.cloud import local_cloud
+from tests.doubles.iam import is_allowed
+from tests.doubles.recorder import Recorder
 from tests.integration.test_images_sources import a_tar, files_of, write
 
 REGION = "eu-west-1"
@@ -98,7 +103,7 @@ def test_init_makes_the_roles_once_and_rm_leaves_none(scar, iam):
     assert iam.get_instance_profile(InstanceProfileName="ecsInstanceRole")
     linked = iam.list_roles(PathPrefix="/aws-service-role/batch.amazonaws.com/")["Roles"]
     assert len(linked) == 1
-    assert scar("init", "-f", "video.yaml", "--plan").splitlines() == ["nothing to do"]
+    assert verbs(scar("init", "-f", "video.yaml", "--plan", "-j")) == []
     scar("rm", "-f", "video.yaml")
     assert roles(iam) == []
     assert iam.get_instance_profile(InstanceProfileName="ecsInstanceRole"), "it is everybody's"
@@ -162,7 +167,7 @@ def test_fargate_has_a_role_that_pulls_its_image(scar, iam):
     fargate = fargate.replace("batch:\n", "batch:\n      memory: 2048\n")
     scar("init", "-f", "video.yaml", fdl=fargate)
     assert "scar-split-eu-west-1-task" in roles(iam)
-    assert scar("init", "-f", "video.yaml", "--plan", fdl=fargate).strip() == "nothing to do"
+    assert verbs(scar("init", "-f", "video.yaml", "--plan", "-j", fdl=fargate)) == []
     scar("init", "-f", "video.yaml")
     assert "scar-split-eu-west-1-task" not in roles(iam)
 
@@ -203,6 +208,46 @@ def test_a_role_of_that_name_that_is_not_ours_stays(scar, iam):
     scar("rm", "-f", "video.yaml")
     assert roles(iam) == [name]
     iam.delete_role(RoleName=name)
+
+
+OTHER_NAMES = {
+    "s3:HeadBucket": "s3:ListBucket",
+    "s3:ListObjectsV2": "s3:ListBucket",
+    "s3:PutBucketNotificationConfiguration": "s3:PutBucketNotification",
+    "s3:GetBucketNotificationConfiguration": "s3:GetBucketNotification",
+    "s3:PutBucketLifecycleConfiguration": "s3:PutLifecycleConfiguration",
+    "s3:GetBucketLifecycleConfiguration": "s3:GetLifecycleConfiguration",
+    "s3:PutPublicAccessBlock": "s3:PutBucketPublicAccessBlock",
+    "s3:GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
+    "s3:PutBucketEncryption": "s3:PutEncryptionConfiguration",
+    "s3:GetBucketEncryption": "s3:GetEncryptionConfiguration",
+    "tagging:GetResources": "tag:GetResources",
+}
+"""IAM's word for an operation where it has another (Service Authorization Reference)."""
+
+
+def test_the_policy_of_the_documentation_is_enough_to_deploy(scar, url, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "iam.md").read_text()
+    policy = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    recorder = Recorder()
+    recorder.upstream = urlsplit(url).port
+    api = FDL + "    api_gateway: {name: detect}\n"
+    with recorder.serving(), monkeypatch.context() as through:
+        through.setenv("AWS_ENDPOINT_URL", recorder.url)
+        scar("init", "-f", "video.yaml", fdl=api)
+        scar("init", "-f", "video.yaml", fdl=api.replace("video/output", "video/result"))
+        scar("init", "-f", "video.yaml", fdl=FDL + f"    iam: {{role: '{OWN}'}}\n")
+        scar("rm", "-f", "video.yaml")
+    readings = [(one, model_check.read(one)) for one in recorder.requests if one.service]
+    asked = {f"{request.service}:{its.operation}" for request, its in readings}
+    assert len(asked) > 40, "the session is one"
+    actions = {OTHER_NAMES.get(one, one) for one in asked - {"sts:GetCallerIdentity"}}
+    statements = [{**one, "Resource": ["*"]} for one in policy["Statement"]]
+    every = [{**policy, "Statement": statements}]
+    assert {one for one in actions if not is_allowed(every, one, "*")} == set()
+    for action, name in (("CreateRole", "scar-a"), ("PassRole", "scar-a"), ("PassRole", "admin")):
+        resource = f"arn:aws:iam::123456789012:role/{name}"
+        assert is_allowed([policy], f"iam:{action}", resource) == (name != "admin")
 
 
 def test_iam_says_what_a_given_role_must_allow(scar):

@@ -57,13 +57,18 @@ class Roles(_Iam):
 
     def create(self, wanted: Role) -> None:
         """Create the role, then its policy."""
-        with speaking_to("iam"):
-            self._client.create_role(
-                RoleName=wanted.name,
-                AssumeRolePolicyDocument=json.dumps(trust(wanted.service)),
-                Description=_DESCRIPTION,
-                Tags=_listed(wanted.tags),
-            )
+        try:
+            with speaking_to("iam"):
+                self._client.create_role(
+                    RoleName=wanted.name,
+                    AssumeRolePolicyDocument=json.dumps(trust(wanted.service)),
+                    Description=_DESCRIPTION,
+                    Tags=_listed(wanted.tags),
+                )
+        except CloudError as exc:
+            if is_denied(exc):
+                exc.hint = "give a role of yours, `iam: {role: …}`; `scar iam` says what it needs"
+            raise
         self._put_policy(wanted)
 
     def update(self, wanted: Role, found: Role) -> None:
