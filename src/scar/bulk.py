@@ -1,7 +1,7 @@
 """Run a function for every object of its input: one array job, or many invocations.
 
-What is to be done is a manifest in the deployment bucket (`.scar/arrays/<sha256>.jsonl`), one event
-a line; what became of it is remembered beside (`.scar/runs/<function>.json`), for `--retry-failed`.
+What is to be done is a manifest in the deployment bucket (`.scar/arrays/<function>/`), one event a
+line; what became of it is remembered beside (`.scar/runs/<function>.json`), for `--retry-failed`.
 """
 
 from __future__ import annotations
@@ -356,7 +356,7 @@ def _store(account: Account, target: Target, lines: Sequence[Line]) -> list[_Par
     for start in range(0, len(lines), batch.ARRAY_LIMIT):
         chunk = lines[start : start + batch.ARRAY_LIMIT]
         data, width = manifest(chunk)
-        key = manifest_key(data)
+        key = manifest_key(data, target.name)
         state.store(account, target, key, data)
         parts.append(_Part(key, width, len(chunk)))
     return parts

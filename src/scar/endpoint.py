@@ -116,12 +116,12 @@ def _kept(account: Account, name: str, body: bytes | Path) -> Reference:
     """Where the body is kept in the function's deployment bucket, and its supervisor reads it."""
     target = state.target_of(account, name)
     if isinstance(body, bytes):
-        reference = Reference.to(body, target.bucket)
+        reference = Reference.to(body, target.bucket, name)
         state.store(account, target, reference.key, body)
         return reference
     with body.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    reference = Reference.of(sha256, target.bucket)
+    reference = Reference.of(sha256, target.bucket, name)
     with state.in_bucket_of(target):
         storage.store(account, target.bucket, reference.key, body)
     return reference

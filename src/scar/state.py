@@ -65,7 +65,7 @@ def store(account: Account, target: Target, key: str, data: bytes) -> None:
 
 def fitting(account: Account, target: Target, event: bytes, limit_bytes: int) -> bytes:
     """The event, or what stands for it where it is larger: then it is kept, privately."""
-    sent, reference = to_send(event, limit_bytes, target.bucket)
+    sent, reference = to_send(event, limit_bytes, target.bucket, target.name)
     if reference is not None:
         store(account, target, reference.key, event)
     return sent

@@ -140,7 +140,7 @@ class Bursts:
         for_each(keys, read, THREADS).check()
         here = [key for key in keys if key in events]
         data, width = records.manifest([events[key] for key in here])
-        manifest_key = records.manifest_key(data)
+        manifest_key = records.manifest_key(data, self._config.name)
         self._batch.keep(self._bucket, manifest_key, data)
         return replace(
             lead,

@@ -48,7 +48,7 @@ class Batch:
                 f"the event has {len(event):,} characters, too many for a job's overrides, and the "
                 "function has no deployment bucket to keep it in; deploy it again"
             )
-        sent, reference = to_send(event.encode(), limit, config.deployment_bucket)
+        sent, reference = to_send(event.encode(), limit, config.deployment_bucket, config.name)
         if reference is not None:
             self.keep(reference.bucket, reference.key, event.encode())
         return self._submit(config, {contract.EVENT_VARIABLE: sent.decode()}, request_id)

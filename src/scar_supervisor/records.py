@@ -22,7 +22,7 @@ EVENTS_PREFIX = f"{STATE_PREFIX}events/"
 
 @dataclass(frozen=True)
 class Reference:
-    """Where something lies that is too large to travel; its key names the content."""
+    """Where something lies that is too large to travel; its key names function and content."""
 
     bucket: str
     key: str
@@ -32,36 +32,39 @@ class Reference:
         return f"s3://{self.bucket}/{self.key}#sha256={self.sha256}"
 
     @classmethod
-    def to(cls, data: bytes, bucket: str) -> Reference:
-        """Where `data` is kept in a deployment bucket, once it is stored there."""
-        return cls.of(hashlib.sha256(data).hexdigest(), bucket)
+    def to(cls, data: bytes, bucket: str, function: str) -> Reference:
+        """Where `data` for a function is kept in its deployment bucket, once it is stored."""
+        return cls.of(hashlib.sha256(data).hexdigest(), bucket, function)
 
     @classmethod
-    def of(cls, sha256: str, bucket: str) -> Reference:
+    def of(cls, sha256: str, bucket: str, function: str) -> Reference:
         """The same, by the content's hash."""
-        return cls(bucket, f"{EVENTS_PREFIX}{sha256}", sha256)
+        return cls(bucket, f"{EVENTS_PREFIX}{function}/{sha256}", sha256)
 
     @classmethod
-    def parse(cls, text: str, bucket: str) -> Reference:
+    def parse(cls, text: str, bucket: str, function: str) -> Reference:
         """The reference that `str(reference)` wrote.
 
-        Raises ValueError where it is none, or leads anywhere but to what `to` names in `bucket`.
+        Raises ValueError where it is none, or leads anywhere but to what `to` names.
         """
         sha256 = text.rpartition("#sha256=")[2]
-        reference = cls.of(sha256, bucket)
+        reference = cls.of(sha256, bucket, function)
         if len(sha256) != 64 or not sha256.isalnum() or str(reference) != text:
-            raise ValueError(f"`{text}` is not s3://{bucket}/{EVENTS_PREFIX}<hex>#sha256=<hex>")
+            place = f"s3://{bucket}/{EVENTS_PREFIX}{function}"
+            raise ValueError(f"`{text}` is not {place}/<hex>#sha256=<hex>")
         return reference
 
 
-def to_send(event: bytes, limit_bytes: int, bucket: str) -> tuple[bytes, Reference | None]:
+def to_send(
+    event: bytes, limit_bytes: int, bucket: str, function: str
+) -> tuple[bytes, Reference | None]:
     """What is sent of an event: itself where it fits, else a reference, and what that is.
 
     The one place where it is decided; who sends must store the event at the reference first.
     """
     if len(event) <= limit_bytes:
         return event, None
-    reference = Reference.to(event, bucket)
+    reference = Reference.to(event, bucket, function)
     return json.dumps({EVENT_REFERENCE: str(reference)}).encode(), reference
 
 
@@ -72,9 +75,9 @@ def manifest(events: Sequence[Any]) -> tuple[bytes, int]:
     return b"".join(row.ljust(width - 1) + b"\n" for row in rows), width
 
 
-def manifest_key(data: bytes) -> str:
+def manifest_key(data: bytes, function: str) -> str:
     """Where a manifest is kept; contract.ARRAY_VARIABLE leads to it."""
-    return f"{STATE_PREFIX}arrays/{hashlib.sha256(data).hexdigest()}.jsonl"
+    return f"{STATE_PREFIX}arrays/{function}/{hashlib.sha256(data).hexdigest()}.jsonl"
 
 
 def object_id(bucket: str, key: str, version: str) -> str:

@@ -120,7 +120,7 @@ def _reference(text: str, config: FunctionConfig) -> Reference:
     from scar_supervisor.records import Reference
 
     try:
-        return Reference.parse(text, config.deployment_bucket)
+        return Reference.parse(text, config.deployment_bucket, config.name)
     except ValueError as exc:
         raise EventFault(f"the event refers to what is not the function's own: {exc}") from exc
 

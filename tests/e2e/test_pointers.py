@@ -115,7 +115,7 @@ def test_a_body_that_was_changed_on_its_way_is_refused(cloud: Cloud, tmp_path: P
     body = tmp_path / "body"
     body.write_bytes(os.urandom(8_000_000))
     cloud.ok("invoke", "-n", "api", "-db", body)
-    key = f".scar/events/{digest(body.read_bytes())}"
+    key = f".scar/events/api/{digest(body.read_bytes())}"
     url = json.loads(cloud.ok("ls", "--json"))["Functions"][0]["Api_gateway"]
     cloud.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b"other")
 

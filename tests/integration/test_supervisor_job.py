@@ -118,13 +118,13 @@ def test_the_output_is_in_the_log_while_the_script_runs(start):
 def test_an_event_by_reference_is_fetched_and_its_hash_is_checked(start, cloud):
     body = json.dumps({"a": "x" * 3000}).encode()
     digest = hashlib.sha256(body).hexdigest()
-    cloud.put("inbox", f".scar/events/{digest}", body)
-    reference = f"s3://inbox/.scar/events/{digest}#sha256={digest}"
+    cloud.put("inbox", f".scar/events/f/{digest}", body)
+    reference = f"s3://inbox/.scar/events/f/{digest}#sha256={digest}"
     event = {contract.EVENT_REFERENCE: reference}
     job = start("cat $INPUT_FILE_PATH", event, cloud.environment, deployment_bucket="inbox")
     assert job.wait() == 0
     assert body.decode() in job.log
-    cloud.put("inbox", f".scar/events/{digest}", b"{}")
+    cloud.put("inbox", f".scar/events/f/{digest}", b"{}")
     changed = start("true", event, cloud.environment, deployment_bucket="inbox")
     assert changed.wait() == contract.EXIT_CONFIG
     assert "has been changed" in changed.log

@@ -321,8 +321,8 @@ def test_a_large_event_is_handed_over_by_reference(start, api, cloud):
     assert variable["name"] == "SCAR_EVENT"
     reference = json.loads(variable["value"])["scar_event_reference"]
     address, _, digest = reference.partition("#sha256=")
-    assert address == f"s3://inbox/.scar/events/{digest}"
-    assert json.loads(cloud.get("inbox", f".scar/events/{digest}")) == event
+    assert address == f"s3://inbox/.scar/events/f/{digest}"
+    assert json.loads(cloud.get("inbox", f".scar/events/f/{digest}")) == event
 
 
 def test_a_folder_marker_alone_starts_no_job(start, api, cloud):

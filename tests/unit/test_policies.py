@@ -68,7 +68,12 @@ ALLOWED = [
         for use in ("function", "job")
         for action in ("s3:GetObject", "s3:PutObject")
         for key in (
-            *(f"events/{ID}", f"arrays/{ID}.jsonl", f"claims/split/{ID}", f"done/split/1/{ID}"),
+            *(
+                f"events/split/{ID}",
+                f"arrays/split/{ID}.jsonl",
+                f"claims/split/{ID}",
+                f"done/split/1/{ID}",
+            ),
             *("failed/split/a.json", "routes/split.json", f"bursts/split/waiting/{ID}"),
         )
     ),
@@ -130,7 +135,9 @@ REFUSED = [
     ("s3:GetObject", f"{BUCKET}/.scar/bursts/other/waiting/{ID}"),
     ("s3:DeleteObject", f"{BUCKET}/.scar/bursts/other/waiting/{ID}"),
     ("s3:DeleteObject", f"{BUCKET}/.scar/claims/split/{ID}"),
-    ("s3:DeleteObject", f"{BUCKET}/.scar/events/{ID}"),
+    ("s3:DeleteObject", f"{BUCKET}/.scar/events/split/{ID}"),
+    ("s3:GetObject", f"{BUCKET}/.scar/events/other/{ID}"),
+    ("s3:GetObject", f"{BUCKET}/.scar/arrays/other/{ID}.jsonl"),
     ("s3:PutObject", f"{BUCKET}/.scar/runs/split.json"),
     ("s3:GetObject", f"{BUCKET}/.scar/runs/split.json"),
     ("s3:GetObject", f"{BUCKET}/aws/lambda/async/split/2026/11/22/record"),

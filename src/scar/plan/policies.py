@@ -211,10 +211,11 @@ def _staging(config: FunctionConfig, account: AccountFacts) -> Iterator[Statemen
 
 
 def _state(config: FunctionConfig, account: AccountFacts) -> list[str]:
-    """The keys of the deployment bucket that are this function's, and those that are all's."""
+    """The keys of the deployment bucket that are this function's."""
     name = config.name
     return _keys(
-        account, config.deployment_bucket, ".scar/events/*", ".scar/arrays/*",
+        account, config.deployment_bucket,
+        f".scar/events/{name}/*", f".scar/arrays/{name}/*",
         f".scar/claims/{name}/*", f".scar/done/{name}/*", f".scar/failed/{name}/*",
         f".scar/routes/{name}.json", f".scar/bursts/{name}/*",
     )  # fmt: skip
