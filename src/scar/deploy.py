@@ -30,6 +30,7 @@ from scar.plan.resources import (
     CREATED_BY,
     REPOSITORY,
     TAG_CREATED_BY,
+    TAG_FUNCTION,
     TAG_KEEP_IMAGE,
     TAG_QUEUE,
     BucketTrigger,
@@ -107,7 +108,7 @@ def prepare(
         *to_remove(extra, "`execution_mode: lambda` has no use for it").steps,
         *to_remove(apis, "`api_gateway.name` is not given any more").steps,
         *to_remove(inputs, "the bucket is not its input any more").steps,
-        *to_remove(roles, "nothing takes it any more").steps,
+        *_unused_roles(account, roles, observed).steps,
         *_unused_queues(account, keepers, observed.values(), wanted).steps,
         *_unused_secrets(keepers, observed.values(), wanted).steps,
         *_old_images(account, keepers, updated, observed, wanted).steps,
@@ -162,6 +163,24 @@ def _left_behind(account: Account, function: AwsFunction) -> list[ResourceId]:
     if function.lambda_.execution_mode == "lambda":
         ids.append(ResourceId(JobDefinition.kind, name))
     return [*ids, *_role_ids(account, name)]
+
+
+def _unused_roles(
+    account: Account,
+    roles: Mapping[ResourceId, Resource],
+    observed: Mapping[ResourceId, Resource],
+) -> Plan:
+    """Roles that nothing takes any more; a job that waits takes those it was submitted with."""
+    jobs = (SERVICES["job"], SERVICES["task"])
+    free: dict[ResourceId, Resource] = {}
+    for rid, role in roles.items():
+        if isinstance(role, Role) and role.service in jobs:
+            function = observed.get(ResourceId(Function.kind, role.tags.get(TAG_FUNCTION, "")))
+            queue = getattr(function, "tags", {}).get(TAG_QUEUE)
+            if queue and has_jobs(account, queue):
+                continue
+        free[rid] = role
+    return to_remove(free, "nothing takes it any more")
 
 
 def _unused_queues(

@@ -159,7 +159,7 @@ def test_large_bodies_large_files_and_failures(tmp_path: Path) -> None:
         its.put("big.bin", bytes(17 << 20), "data/in")
         its.put("bad.txt", b"bad", "data/in")
         script = tmp_path / "other.sh"
-        script.write_text("#!/bin/sh\necho other\n" + "# much\n" * 30_000)
+        script.write_text("#!/bin/sh\necho other\n" + "# much\n" * 1_200_000)
         assert "other" in its.cloud.ok("run", "-n", "copy", "-s", script)
         wait_for("the copy", lambda: "out/big.bin" in its.cloud.keys("data"))
         its.cloud.run("run", "-n", "copy", "--all", "--wait")

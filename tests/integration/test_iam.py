@@ -9,6 +9,7 @@ import boto3
 import pytest
 
 from scar.__main__ import main
+from scar.aws import waiting
 from tests.doubles import model_check
 from tests.doubles.cloud import local_cloud
 from tests.doubles.iam import is_allowed
@@ -160,6 +161,33 @@ def test_a_function_without_jobs_has_no_role_for_them(scar, iam):
     scar("init", "-f", "video.yaml", fdl=FDL.replace("execution_mode: batch", "memory: 256"))
     assert "scar-split-eu-west-1-job" not in roles(iam)
     assert "scar-split-eu-west-1-function" in roles(iam)
+
+
+def test_the_role_of_a_job_that_waits_stays_until_it_has_ended(scar, iam, url):
+    batch = boto3.client(
+        "batch", endpoint_url=url, region_name=REGION,
+        aws_access_key_id="test", aws_secret_access_key="test",
+    )  # fmt: skip
+    given = FDL.replace("  - lambda:", f"  - iam: {{role: '{OWN}'}}\n    lambda:", 1)
+    scar("init", "-f", "video.yaml")
+    [queue] = batch.describe_job_queues()["jobQueues"]
+    needs = [{"type": "MEMORY", "value": "900000"}]
+    job = batch.submit_job(
+        jobName="waits", jobQueue=queue["jobQueueName"], jobDefinition="split",
+        containerOverrides={"resourceRequirements": needs},
+    )["jobId"]  # fmt: skip
+    scar("init", "-f", "video.yaml", fdl=given)
+    assert "scar-split-eu-west-1-job" in roles(iam)
+    assert "scar-split-eu-west-1-function" not in roles(iam)
+    batch.terminate_job(jobId=job, reason="enough")
+    waiting.until(lambda: not has_jobs(batch, queue["jobQueueName"]), "ending the job", "batch")
+    scar("init", "-f", "video.yaml", fdl=given)
+    assert "scar-split-eu-west-1-job" not in roles(iam)
+
+
+def has_jobs(batch, queue):
+    states = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
+    return any(batch.list_jobs(jobQueue=queue, jobStatus=s)["jobSummaryList"] for s in states)
 
 
 def test_fargate_has_a_role_that_pulls_its_image(scar, iam):
