@@ -45,13 +45,14 @@ class Cloud:
         )
 
     def deploy(self, *functions: dict[str, Any]) -> None:
-        """`init` of `host` functions; each dict holds the keys of `lambda` and `script`."""
+        """`init` of `host` functions; each dict holds `lambda`'s keys, `script` and `batch`."""
         items = []
         for function in functions:
             script = self.home / f"{function['name']}.sh"
             script.write_text(function.pop("script"))
+            batch = function.pop("batch", {})
             keys = {"init_script": script.name, "container": {"image": "host"}, **function}
-            items.append({"lambda": keys})
+            items.append({"lambda": keys, "batch": batch})
         fdl = self.home / "fdl.yaml"
         fdl.write_text(json.dumps({"functions": {"aws": items}}))
         self.scar("init", "-f", fdl)
