@@ -82,13 +82,12 @@ class S3:
 
         Raises StagingFailed where that is refused.
         """
-        headers = {f"x-amz-meta-{name}": value for name, value in about.items()}
         with _Told(self._name, bucket, key):
             size = os.stat(path).st_size
             if size <= SINGLE_PUT_LIMIT_BYTES:
-                self._put(bucket, key, FilePart(path, 0, size), headers)
+                self._put(bucket, key, FilePart(path, 0, size), _metadata(about))
             else:
-                self._put_in_parts(bucket, key, path, size, headers)
+                self._put_in_parts(bucket, key, path, about)
 
     def holds(self, bucket: str, key: str, path: str, known_by: Mapping[str, str]) -> bool:
         """Whether it is surely there already: the same bytes, with `known_by` in its metadata.
@@ -166,21 +165,24 @@ class S3:
         told = {"x-amz-checksum-crc32": _crc32(body), **headers}
         return self._at(bucket, key).ask("PUT", headers=told, body=body).headers.get("etag", "")
 
-    def _put_in_parts(
-        self, bucket: str, key: str, path: str, size: int, headers: Mapping[str, str]
-    ) -> None:
+    def _put_in_parts(self, bucket: str, key: str, path: str, about: Mapping[str, str]) -> None:
         target = self._at(bucket, key)
-        told = {"x-amz-checksum-algorithm": "CRC32", **headers}
+        told = {"x-amz-checksum-algorithm": "CRC32", **_metadata(about)}
         created = target.ask("POST", (("uploads", ""),), told)
         upload_id = xml_value(created.body.decode(), "UploadId")
         try:
-            self._put_parts(target, upload_id, path, size)
+            self._put_parts(target, upload_id, path)
+        except ServiceError as error:
+            # Completed, but the answer was lost: the upload is over when it is asked for again.
+            if error.code != "NoSuchUpload" or not self.holds(bucket, key, path, about):
+                self._abort(target, upload_id)
+                raise
         except BaseException:
             self._abort(target, upload_id)
             raise
 
-    def _put_parts(self, target: _Target, upload_id: str, path: str, size: int) -> None:
-        parts = _parts(path, size)
+    def _put_parts(self, target: _Target, upload_id: str, path: str) -> None:
+        parts = _parts(path, os.stat(path).st_size)
         sent: dict[int, tuple[str, str]] = {}
 
         def put(number: int) -> None:
@@ -384,6 +386,10 @@ class _Checksum:
         raw = self._digest.digest() if self._sha256 else self._crc32.to_bytes(4, "big")
         if base64.b64encode(raw).decode() != self._expected:
             raise StagingFailed("", "its bytes do not have the checksum that S3 keeps for them")
+
+
+def _metadata(about: Mapping[str, str]) -> dict[str, str]:
+    return {f"x-amz-meta-{name}": value for name, value in about.items()}
 
 
 def _total_size(reply: Reply | None, otherwise: int) -> int:
