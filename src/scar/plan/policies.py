@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from scar.fdl.schema import AwsFunction
 from scar.plan.resources import REPOSITORY, Role, batch_log_group, lambda_log_group
 from scar_supervisor.contract import FunctionConfig, ObjectPath
+from scar_supervisor.records import STATE_PREFIX, bursts_prefix, route_key
 
 if TYPE_CHECKING:
     from scar.plan.desired import AccountFacts
@@ -194,7 +195,7 @@ def _staging(config: FunctionConfig, account: AccountFacts) -> Iterator[Statemen
         yield _allow("Outputs", actions, outputs)
     if bucket := config.deployment_bucket:
         yield _allow("State", ["s3:GetObject", "s3:PutObject"], _state(config, account))
-        bursts = _keys(account, bucket, f".scar/bursts/{config.name}/*")
+        bursts = _keys(account, bucket, f"{bursts_prefix(config.name)}*")
         yield _allow("Bursts", ["s3:DeleteObject"], bursts)
         # On all of the bucket: S3 answers 404 for a key that is absent only to who may list the
         # bucket, 403 to others (S3 API, GetObject, "Permissions"), and a condition on the prefix
@@ -212,13 +213,9 @@ def _staging(config: FunctionConfig, account: AccountFacts) -> Iterator[Statemen
 
 def _state(config: FunctionConfig, account: AccountFacts) -> list[str]:
     """The keys of the deployment bucket that are this function's."""
-    name = config.name
-    return _keys(
-        account, config.deployment_bucket,
-        f".scar/events/{name}/*", f".scar/arrays/{name}/*",
-        f".scar/claims/{name}/*", f".scar/done/{name}/*", f".scar/failed/{name}/*",
-        f".scar/routes/{name}.json", f".scar/bursts/{name}/*",
-    )  # fmt: skip
+    kinds = ("events", "arrays", "claims", "done", "failed", "bursts")
+    every = [f"{STATE_PREFIX}{kind}/{config.name}/*" for kind in kinds]
+    return _keys(account, config.deployment_bucket, *every, route_key(config.name))
 
 
 def _network(function: AwsFunction, account: AccountFacts) -> Iterator[Statement]:
