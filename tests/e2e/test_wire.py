@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from botocore import xform_name
 import scar.aws
 from scar.aws.account import Account, Target, connect
 from scar.aws.handlers import Handler, handlers
+from scar.aws.secrets import secrets_of
 from scar.plan.resources import (
     STATE_RULES,
     Bucket,
@@ -29,6 +31,7 @@ from scar.plan.resources import (
     InstanceProfile,
     Repository,
     Role,
+    Secret,
     ServiceLinkedRole,
 )
 from tests.doubles import model_check, node_network
@@ -36,7 +39,7 @@ from tests.doubles.model_check import Reading
 from tests.doubles.recorder import Recorded, Recorder
 from tests.e2e.conftest import Cloud, s3_path, wait_for
 
-SECRETS = {"local": "local"}
+SECRETS = {"local": "local", "their-id": "their+secret/key"}
 BIG = 17 << 20
 """Bytes of an object that the command and the supervisor both send in parts."""
 
@@ -73,6 +76,11 @@ FUNCTIONS: list[dict[str, Any]] = [
         "batch": {"vcpus": 0.25, "memory": 512, "compute_resources": {"type": "FARGATE"}},
     },
 ]
+ABROAD = {
+    "name": "abroad",
+    "script": 'echo > "$TMP_OUTPUT_DIR/result"',
+    "output": [{"storage_provider": "minio.mine", "path": "theirs/out"}],
+}
 CHANGED = {
     **FUNCTIONS[0],
     "script": f"{COPY}# changed\n",
@@ -121,7 +129,7 @@ def behind(recorder: Recorder, data: Path) -> Iterator[None]:
 
 def session(cloud: Cloud, folder: Path) -> None:
     """Every command that asks AWS, in an order that a user might have."""
-    functions = [*FUNCTIONS, *([] if node_network.unusable() else [NODES])]
+    functions = [*FUNCTIONS, ABROAD, *([] if node_network.unusable() else [NODES])]
     fdl = written(folder, functions)
     cloud.ok("init", "-f", fdl, "--plan")
     cloud.ok("init", "-f", fdl)
@@ -161,6 +169,9 @@ def calls(cloud: Cloud, folder: Path) -> None:
         "the job's log", lambda: "in a job" in (t := cloud.ok("log", "-n", "slow")) and t
     )
     cloud.ok("run", "-n", "serverless")
+    cloud.client("s3").create_bucket(Bucket="theirs")
+    cloud.ok("run", "-n", "abroad")
+    assert cloud.keys("theirs") == ["out/result"]
     if not node_network.unusable():
         cloud.ok("run", "-n", "nodes")
 
@@ -198,6 +209,7 @@ def shared(url: str) -> None:
     for resource in reversed(every):
         keepers[resource.kind].delete(resource)
     roles(account, keepers)
+    secrets(account, keepers)
 
 
 def roles(account: Account, keepers: Mapping[str, Handler]) -> None:
@@ -221,6 +233,17 @@ def roles(account: Account, keepers: Mapping[str, Handler]) -> None:
     keepers[role.kind].delete(other)
 
 
+def secrets(account: Account, keepers: Mapping[str, Handler]) -> None:
+    secret, keeper = Secret("scar/f/minio.mine", "01", {"a": "b"}, "{}"), keepers[Secret.kind]
+    keeper.create(secret)
+    keeper.update(replace(secret, credentials="02", tags={}), secret)
+    client = account.client("secretsmanager")
+    client.delete_secret(SecretId=secret.name, RecoveryWindowInDays=7)  # by somebody
+    keeper.create(secret)
+    assert secrets_of(account, "f") == [secret.name]
+    keeper.delete(secret)
+
+
 def written(folder: Path, functions: list[dict[str, Any]]) -> Path:
     items = []
     for its in functions:
@@ -230,7 +253,10 @@ def written(folder: Path, functions: list[dict[str, Any]]) -> Path:
         beside = {key: keys.pop(key) for key in ("batch", "api_gateway") if key in keys}
         items.append({"lambda": keys, **beside})
     path = folder / "wire.yaml"
-    path.write_text(json.dumps({"functions": {"aws": items}}))
+    url = json.loads((folder / "home" / "local" / "cloud.json").read_text())["url"]
+    keys = {"access_key": "their-id", "secret_key": SECRETS["their-id"]}
+    storages = {"minio": {"mine": {"endpoint": url, **keys}}}
+    path.write_text(json.dumps({"functions": {"aws": items}, "storage_providers": storages}))
     return path
 
 
@@ -272,7 +298,8 @@ def test_the_session_asks_whatever_scar_can_ask(readings: Any) -> None:
 
 def calls_in(folder: Path) -> set[str]:
     """The operations whose boto3 name is an attribute, or a text for a paginator."""
-    services = ("apigateway", "batch", "ecr", "iam", "lambda", "logs", "s3", "sts", "tagging")
+    services = ("apigateway", "batch", "ecr", "iam", "lambda", "logs", "s3", "secretsmanager")
+    services += ("sts", "tagging")
     known = {
         xform_name(operation): operation
         for service in services
@@ -293,7 +320,7 @@ def test_the_session_asks_whatever_the_supervisor_can_ask(readings: Any) -> None
 
 
 BY_SUPERVISOR = {
-    *("GetObject", "PutObject", "SubmitJob"),
+    *("GetObject", "PutObject", "SubmitJob", "GetSecretValue"),
     *("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"),
 }
 

@@ -50,10 +50,11 @@ class Secrets:
                     Tags=_tags(wanted),
                 )
         except CloudError as exc:
-            if not _is_being_deleted(exc):
+            if not _is_there(exc):
                 raise
             with speaking_to("secretsmanager"):
-                self._client.restore_secret(SecretId=wanted.name)
+                if "DeletedDate" in self._client.describe_secret(SecretId=wanted.name):
+                    self._client.restore_secret(SecretId=wanted.name)
             self.update(wanted, Secret(wanted.name, ""))
 
     def update(self, wanted: Secret, found: Secret) -> None:
@@ -97,7 +98,7 @@ def _tags(wanted: Secret) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
-def _is_being_deleted(error: CloudError) -> bool:
-    # AWS: "… because a secret with this name is already scheduled for deletion"; moto: it exists.
+def _is_there(error: CloudError) -> bool:
+    """Whether the name is taken, if only by what will be deleted."""
     is_said = error.code == "InvalidRequestException" and "scheduled for deletion" in str(error)
     return is_said or error.code == "ResourceExistsException"
