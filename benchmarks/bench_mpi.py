@@ -56,7 +56,7 @@ def main() -> None:
     if why := node_network.unusable() or ("" if Path(SSHD).exists() else f"there is no {SSHD}"):
         print(f"\nthree nodes, scar-rsh and ssh: left out: {why}")
         return
-    places = {name.partition("=")[0]: str(mpi.installed(name)) for name in mpi.ALWAYS}
+    places = {name.replace("==", " "): str(mpi.installed(name)) for name in mpi.ALWAYS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _keys(folder)

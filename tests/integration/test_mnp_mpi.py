@@ -19,7 +19,7 @@ ATTEMPTS = 2
 long = pytest.mark.skipif(not mpi.everything(), reason="SCAR_TEST_MPI=all tries this")
 
 
-@pytest.fixture(scope="module", params=mpi.chosen(), ids=lambda r: r.partition("=")[0])
+@pytest.fixture(scope="module", params=mpi.chosen(), ids=lambda r: r.replace("==", "-"))
 def place(request):
     try:
         return mpi.installed(request.param)
