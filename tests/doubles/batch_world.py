@@ -34,7 +34,11 @@ class World:
     def __init__(self, directory: Path, limits: Limits, store: type[Store] = Store) -> None:
         self.store = store(directory)
         self.logs, self.engine = Logs(self.store), JobEngine()
-        self.batch = Batch(self.store, self.engine, self.logs, lambda: "http://here:1", limits)
+        self.secrets: dict[str, str] = {}
+        """SSM parameters that jobs may ask for."""
+        self.batch = Batch(
+            self.store, self.engine, self.logs, lambda: "http://here:1", limits, self._ask
+        )
         self.server = Server(0, self._answer)
         url = f"http://127.0.0.1:{self.server.server_address[1]}"
         session = _session()
@@ -50,6 +54,12 @@ class World:
         call = Call(exchange.method, exchange.path, exchange.raw_query, headers, body)
         answer = codec(service).serve(implementation, call, region)
         exchange.reply(answer.status, answer.body, answer.headers)
+
+    def _ask(self, operation: str, region: str, params: Any) -> tuple[int, Any]:
+        assert operation == "AmazonSSM.GetParameters"
+        found = [name for name in params["Names"] if name in self.secrets]
+        told = [{"Name": name, "Value": self.secrets[name]} for name in found]
+        return 200, {"Parameters": told}
 
     def set_up(self, max_vcpus: int = 4) -> None:
         """A compute environment `ce`, a queue `jq`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import ssl
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from scar_local.http import Exchange
+from scar_local.http import Exchange, Server
 from tests.doubles.local_s3 import LocalS3
 from tests.doubles.supervised import Cloud
 
@@ -21,6 +23,7 @@ class Minio(LocalS3):
     def __init__(self, directory: Path, access_key: str, secret_key: str) -> None:
         self.access_key, self.secret_key = access_key, secret_key
         self.refused: list[str] = []
+        self._tls: Server | None = None
         super().__init__(directory)
         self.client = self._own_client()
 
@@ -28,6 +31,20 @@ class Minio(LocalS3):
     def value(self) -> dict[str, str]:
         """What the secret of this provider holds."""
         return {"access_key": self.access_key, "secret_key": self.secret_key}
+
+    def serve_tls(self, context: ssl.SSLContext) -> str:
+        """The address of the same server by https."""
+        server = Server(0, self._answer)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        self._tls = server
+        return f"https://127.0.0.1:{server.server_port}"
+
+    def close(self) -> None:
+        if self._tls:
+            self._tls.shutdown()
+            self._tls.server_close()
+        super().close()
 
     def get(self, bucket: str, key: str) -> bytes:
         data: bytes = self.client.get_object(Bucket=bucket, Key=key)["Body"].read()
@@ -79,7 +96,13 @@ class CloudWithSecrets(Cloud):
         self.secrets: dict[str, dict[str, str] | str] = {}
         self.asked: list[str] = []
         self.denies = False
+        self.bundle = ""
         super().__init__(directory)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """As its parent's; with a file of certificates to trust where there is one."""
+        return super().environment | ({"AWS_CA_BUNDLE": self.bundle} if self.bundle else {})
 
     def _answer(self, exchange: Exchange) -> None:
         if "/secretsmanager/aws4_request" not in exchange.headers.get("Authorization", ""):

@@ -166,3 +166,28 @@ def test_submissions_that_do_not_fit_a_multinode_definition_are_refused(world, s
     _register(world)
     with pytest.raises(ClientError, match=message):
         world.submit(**submission)
+
+
+SECRET = {
+    "secrets": [{"name": "KEY", "valueFrom": "/key"}],
+    "executionRoleArn": "arn:aws:iam::000000000000:role/r",
+}
+
+
+def test_every_node_has_its_secrets_and_nobody_is_told_them(world):
+    world.secrets["/key"] = "hunter2"
+    script = "[ ${#KEY} = 7 ] && echo yes; [ $AWS_BATCH_JOB_NODE_INDEX != 0 ] || sleep 1"
+    _register(world, ranges=[{"targetNodes": "0:", "container": a_container(script, **SECRET)}])
+    job = world.submit()
+    assert world.finished(job)["status"] == "SUCCEEDED"
+    nodes = _nodes(world, job)
+    assert [_log(world, node) for node in nodes] == [["yes"]] * 3
+    assert "hunter2" not in json.dumps([*nodes, world.job(job)])
+
+
+def test_a_main_node_without_its_secret_fails_the_job_with_awss_words(world):
+    _register(world, ranges=[{"targetNodes": "0:", "container": a_container(**SECRET)}])
+    done = world.finished(world.submit())
+    assert done["status"] == "FAILED"
+    told = "Fetching secret data from SSM Parameter Store in eu-west-1: invalid parameters: /key"
+    assert done["statusReason"] == told

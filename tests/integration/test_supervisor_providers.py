@@ -1,7 +1,10 @@
 """Inputs and outputs that are not with the account: real process, real HTTP, checked signatures."""
 
 import base64
+import datetime
 import json
+import ssl
+from ipaddress import ip_address
 
 import pytest
 
@@ -220,3 +223,51 @@ def test_a_posted_event_is_handed_over_without_what_else_came_with_it(
         if one["name"] == contract.EVENT_VARIABLE
     ]
     assert event == posted
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate for 127.0.0.1 that nobody vouches for, and its key, in one file."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "minio")])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    path = tmp_path / "certificate.pem"
+    path.write_bytes(
+        made.public_bytes(encoding)
+        + key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain)
+    )
+    return path
+
+
+def test_a_servers_certificate_is_checked_unless_told_otherwise(
+    run_job, function, minio, cloud, certificate
+):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    url = minio.serve_tls(context)
+    script = 'echo > "$TMP_OUTPUT_DIR/x"'
+    checked = {"minio.mine": StorageProvider(SECRET, url)}
+    code, log = run_job({}, script, **{**function, "providers": checked})
+    assert code == contract.EXIT_STAGING
+    assert "CERTIFICATE_VERIFY_FAILED" in log
+    unchecked = {"minio.mine": StorageProvider(SECRET, url, verify=False)}
+    code, log = run_job({}, script, **{**function, "providers": unchecked})
+    assert code == 0, log
+    assert minio.keys("out") == ["done/x"]
+    cloud.bundle = str(certificate)  # a certificate of one's own is the better way
+    code, log = run_job({}, script, **{**function, "providers": checked})
+    assert code == 0, log
