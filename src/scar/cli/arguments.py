@@ -147,7 +147,7 @@ _SUMMARIES = {
     "explain": "say why a job is as it is, and what to do",
     "doctor": "say whether the account, or this machine, can run functions, and what to do",
     "rm": "remove functions and what belongs to them",
-    "iam": "print the roles that `init` makes, or that given ones must equal: trust and policy",
+    "iam": "print the roles that functions need: who may take them, and what they allow",
     "schema": "print the JSON Schema of FDL files, for editors",
     "completion": "print what makes a shell complete commands and flags",
     "local": "the local cloud: start, stop, status, prune, reset",
