@@ -234,9 +234,9 @@ class Once:
             same = bool(item.sequencer) or theirs.version == self._version
             if by == self.owner.id or (same and not self._forced):
                 return Already(item, True, by, kind == "job")
-        elif ours_again:
+        if ours_again:
             return replace(mine, attempts=theirs.attempts + 1, began_ms=theirs.began_ms)
-        elif not self._may_take(theirs):
+        if done is None and not self._may_take(theirs):
             return Already(item, False, theirs.owner, theirs.is_job)
         return mine
 
@@ -255,7 +255,14 @@ class Once:
         return self.owner.is_job or theirs.until_ms < time.time() * 1000
 
     def _done(self, claim: Claim, its_id: str) -> Done | None:
-        found = self._storages.account.load(self._bucket, self._done_prefix(claim) + its_id)
+        try:
+            found = self._storages.account.load(self._bucket, self._done_prefix(claim) + its_id)
+        except ServiceError as error:
+            # What S3 answers for an absent key to a role that may not list the bucket; the claim
+            # could be read.
+            if error.code != "AccessDenied":
+                raise
+            found = None
         try:
             its = Done.load(found.data.decode()) if found else None
         except ValueError:
