@@ -55,7 +55,7 @@ class Routes:
         evidence = self._evidence(self._found())
         if evidence is None or (largest.size or 0) < evidence.size:
             return False
-        if evidence.memory_mb < self._memory_mb or evidence.limit_s * 1.05 < limit_s:
+        if evidence.memory_mb < self._memory_mb or evidence.limit_s * 1.1 + 1 < limit_s:
             return False
         self._log.info(
             f"{largest.address} has {largest.size:,} bytes; {evidence.input} with "
