@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from scar.aws.account import Account
+from scar.aws.errors import is_absent
 from scar.aws.functions import Functions, not_deployed
-from scar.aws.objects import Objects
+from scar.aws.objects import Objects, objects
 from scar.errors import CloudError, UserError
 from scar.plan.limits import payload_limit_bytes
 from scar.plan.resources import TAG_BUCKET, TAG_MODE, TAG_QUEUE, TAG_VERSION
@@ -61,6 +62,26 @@ def store(account: Account, target: Target, key: str, data: bytes) -> None:
     """Keep an object in the deployment bucket. Raises UserError where that does not exist."""
     with in_bucket_of(target):
         Objects(account, target.bucket).store(key, data)
+
+
+def load(account: Account, target: Target, key: str) -> bytes | None:
+    """An object of the deployment bucket; None where it is not there."""
+    try:
+        return Objects(account, target.bucket).load(key)
+    except CloudError as exc:
+        if not is_absent(exc):
+            raise
+        return None
+
+
+def keys(account: Account, target: Target, prefix: str) -> list[str]:
+    """The keys that begin so; none where there is no deployment bucket."""
+    try:
+        return [its.key for its in objects(account, target.bucket, prefix)]
+    except CloudError as exc:
+        if not is_absent(exc):
+            raise
+        return []
 
 
 def fitting(account: Account, target: Target, event: bytes, limit_bytes: int) -> bytes:

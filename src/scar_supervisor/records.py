@@ -108,6 +108,11 @@ def failed_prefix(function: str) -> str:
     return f"{STATE_PREFIX}failed/{function}/"
 
 
+def retried_prefix(function: str) -> str:
+    """Jobs whose events were accepted again: Batch tells of them as failed for some days yet."""
+    return f"{STATE_PREFIX}retried/{function}/"
+
+
 def route_key(function: str) -> str:
     """The smallest input of a function that ran out of time on Lambda."""
     return f"{STATE_PREFIX}routes/{function}.json"

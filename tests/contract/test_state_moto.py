@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from typing import Any
 
 import boto3
 import pytest
@@ -11,7 +12,9 @@ from moto import mock_aws
 
 from scar.apply import observe
 from scar.aws.account import Account, Target
+from scar.aws.buckets import Buckets
 from scar.aws.handlers import handlers
+from scar.aws.objects import latest
 from scar.plan.diff import to_reach
 from scar.plan.resources import Bucket, BucketSetup, FailureDestination, id_of
 
@@ -68,3 +71,23 @@ def test_moto_takes_a_bucket_as_a_failure_destination(account: Account) -> None:
     keeper.create(wanted)
     assert keeper.read("f") == wanted
     assert keeper.read("another") is None
+
+
+def test_moto_tells_of_the_latest_versions(account: Account) -> None:
+    s3 = account.client("s3")
+    Buckets(account).create(Bucket("versioned"))
+    s3.put_object(Bucket="versioned", Key="in/before", Body=b"0")
+    status: Any = {"Status": "Enabled"}
+    assert [its.version_id for its in latest(account, "versioned", "in/")] == [""]
+    s3.put_bucket_versioning(Bucket="versioned", VersioningConfiguration=status)
+    put = [s3.put_object(Bucket="versioned", Key="in/a", Body=b"1") for _ in range(2)]
+    s3.put_object(Bucket="versioned", Key="in/gone", Body=b"1")
+    s3.delete_object(Bucket="versioned", Key="in/gone")
+    s3.put_object(Bucket="versioned", Key="out/b", Body=b"1")
+
+    found = list(latest(account, "versioned", "in/"))
+
+    assert [(its.key, its.version_id) for its in found] == [
+        ("in/a", put[1]["VersionId"]),
+        ("in/before", ""),
+    ]

@@ -107,6 +107,29 @@ def unfinished_jobs_of(account: Account, queue: str, function: str) -> list[JobI
     return sorted(found.values(), key=lambda one: one.created_ms)
 
 
+def failed_jobs_of(account: Account, queue: str, function: str) -> Iterator[JobInfo]:
+    """The failed jobs of a function that Batch still knows; of a failed array its children."""
+    for one in _listed(account, jobQueue=queue, jobStatus="FAILED"):
+        if one.definition != function:
+            continue
+        if one.size:
+            yield from children(account, one.id, "FAILED")
+        else:
+            yield one
+
+
+def details(account: Account, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """All that Batch tells of jobs, by id."""
+    found: dict[str, dict[str, Any]] = {}
+    for start in range(0, len(ids), DESCRIBED_AT_ONCE):
+        with speaking_to("batch"):
+            answer: Any = account.client("batch").describe_jobs(
+                jobs=ids[start : start + DESCRIBED_AT_ONCE]
+            )
+        found |= {its["jobId"]: its for its in answer["jobs"]}
+    return found
+
+
 def children(account: Account, array_id: str, status: str) -> Iterator[JobInfo]:
     """The children of an array in one state."""
     return _listed(account, arrayJobId=array_id, jobStatus=status)

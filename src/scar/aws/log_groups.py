@@ -119,6 +119,20 @@ def events(
             raise
 
 
+def tail(account: Account, group: str, stream: str, lines: int) -> str:
+    """The last lines of a stream; empty where it does not exist."""
+    try:
+        with speaking_to("logs"):
+            answer = account.client("logs").get_log_events(
+                logGroupName=group, logStreamName=stream, limit=lines, startFromHead=False
+            )
+    except CloudError as exc:
+        if not is_absent(exc):
+            raise
+        return ""
+    return "\n".join(event.get("message", "").rstrip("\n") for event in answer["events"])
+
+
 def exists(account: Account, group: str) -> bool:
     """Whether there is such a log group."""
     with speaking_to("logs"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import threading
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -43,6 +43,8 @@ class ObjectInfo:
     modified: datetime
     etag: str
     """Without its quotes."""
+    version_id: str = ""
+    """Empty in a bucket without versions, and of an object from before it had them."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,30 @@ def objects(account: Account, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
         after = found[-1].key
 
 
+def latest(account: Account, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
+    """As `objects`, with the version of each where the bucket has versions.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/list-obj-version-enabled-bucket.html
+    """
+    client = account.client("s3")
+    with speaking_to("s3"):
+        status = client.get_bucket_versioning(Bucket=bucket).get("Status")
+    if status != "Enabled":
+        yield from objects(account, bucket, prefix)
+        return
+    with speaking_to("s3"):
+        pages = client.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=prefix)
+        for page in pages:
+            for item in page.get("Versions", []):
+                if item["IsLatest"]:
+                    version_id = item["VersionId"] if item["VersionId"] != "null" else ""
+                    yield replace(_info(item), version_id=version_id)
+
+
+def _info(item: Any) -> ObjectInfo:
+    return ObjectInfo(item["Key"], item["Size"], item["LastModified"], item["ETag"].strip('"'))
+
+
 class Objects:
     """The objects of one bucket. Every method raises CloudError where S3 says no."""
 
@@ -93,11 +119,30 @@ class Objects:
             page = self._client.list_objects_v2(
                 Bucket=self._bucket, Prefix=prefix, MaxKeys=most, **start
             )
-        found = [
-            ObjectInfo(item["Key"], item["Size"], item["LastModified"], item["ETag"].strip('"'))
-            for item in page.get("Contents", [])
-        ]
-        return found, page["IsTruncated"]
+        return [_info(item) for item in page.get("Contents", [])], page["IsTruncated"]
+
+    def load(self, key: str) -> bytes:
+        """A small object, whole. The code of CloudError is NoSuchKey where it is not there."""
+        data = bytearray()
+
+        def write(piece: bytes, offset: int) -> None:
+            data[offset:] = piece
+
+        self.fetch(key, write)
+        return bytes(data)
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Delete objects; that one is gone already is as good."""
+        for start in range(0, len(keys), PAGE):
+            wanted: Any = [{"Key": key} for key in keys[start : start + PAGE]]
+            with speaking_to("s3"):
+                answer = self._client.delete_objects(
+                    Bucket=self._bucket, Delete={"Objects": wanted, "Quiet": True}
+                )
+            for fault in answer.get("Errors", []):
+                raise CloudError(
+                    "s3", "DeleteObjects", fault["Code"], f"{fault['Key']}: {fault['Message']}"
+                )
 
     def store(self, key: str, content: bytes) -> None:
         """Make an object of `content`, at most 5 GiB."""

@@ -169,7 +169,7 @@ _EXAMPLES = {
     "get": "scar get -b video/output -p results",
     "ls": "scar ls\n  scar ls -b video/output",
     "log": "scar log -n split --follow\n  scar log -f video.yaml -n split -ri 6f1c…",
-    "ps": "scar ps -n split\n  scar ps -f video.yaml",
+    "ps": "scar ps -n split\n  scar ps -f video.yaml\n  scar ps -a --failed",
     "wait": "scar wait -n split\n  scar wait 1f0c… --timeout 600",
     "stop": "scar stop 1f0c…\n  scar stop -n split --waiting",
     "explain": "scar explain 1f0c…\n  scar explain 1f0c…:7",
@@ -310,7 +310,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--all", action="store_true", help="once for each object of its own input bucket"
     )
     parser.add_argument(
-        "--retry-failed", action="store_true", help="what failed in the last of such runs"
+        "--retry-failed", action="store_true", help="once for each event that failed for good"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="in such a run also what is done already"
     )
     parser.add_argument("--wait", action="store_true", help="for the end of such a run")
     parser.add_argument(
@@ -385,6 +388,10 @@ def _add_ps(parser: argparse.ArgumentParser) -> None:
     _add(parser, _NAME)
     _add_fdl(parser)
     parser.add_argument("-a", "--all", action="store_true", help="all functions of yours")
+
+    parser.add_argument(
+        "--failed", action="store_true", help="what failed for good, and is kept for a retry"
+    )
 
 
 def _add_wait(parser: argparse.ArgumentParser) -> None:
@@ -545,7 +552,11 @@ def _check_bulk(values: argparse.Namespace) -> None:
     if len(asked) > 1:
         raise UserError(f"`{asked[0]}` and `{asked[1]}` exclude each other", "keep one of them")
     if not asked:
-        for flag, given in (("--wait", values.wait), ("--concurrency", values.concurrency)):
+        for flag, given in (
+            ("--wait", values.wait),
+            ("--concurrency", values.concurrency),
+            ("--force", values.force),
+        ):
             if given:
                 raise UserError(f"`{flag}` is for runs over many objects", "add `--all`")
         return

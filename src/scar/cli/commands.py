@@ -12,7 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scar import bulk, config, deploy, doctor, endpoint, invoke, local, logs, storage, work
+from scar import (
+    bulk,
+    config,
+    deploy,
+    doctor,
+    endpoint,
+    failures,
+    invoke,
+    local,
+    logs,
+    state,
+    storage,
+    work,
+)
 from scar.aws.account import Account, Target, connect
 from scar.aws.functions import list_functions
 from scar.aws.gateway import endpoint_of
@@ -127,10 +140,11 @@ def _run_many(options: Options) -> None:
         arguments=values.arguments,
         retries_failed=values.retry_failed,
         waits=values.wait,
+        forces=values.force,
         concurrency=values.concurrency or bulk.CONCURRENCY,
     )
     with render.counting() as on_progress:
-        outcome = bulk.run(account, name, wanted, on_progress)
+        outcome = bulk.run(account, name, wanted, render.talk, on_progress)
     render.ran_many(outcome, as_json=values.json)
     if outcome.failures:
         raise FunctionFailed(
@@ -205,6 +219,13 @@ def ps(options: Options) -> None:
     """List invocations and jobs."""
     values = options.values
     account, names = _some_functions(options)
+    if values.failed:
+        targets = [state.target_of(account, name) for name in names]
+        render.failed(
+            [one for its in targets for one in failures.failures(account, its)],
+            as_json=values.json,
+        )
+        return
     now_ms = time.time_ns() // 1_000_000
     render.work(list(work.ps(account, names, now_ms)), now_ms, as_json=values.json)
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from scar.bulk import Progress as Counted
     from scar.doctor import Check
     from scar.explain import Finding
+    from scar.failures import Failure
     from scar.invoke import RunResult
     from scar.local import Status
     from scar.logs import LogEvent
@@ -300,6 +301,7 @@ def ran_many(outcome: Outcome, *, as_json: bool) -> None:
                     "Id": outcome.id,
                     "Function": outcome.function,
                     "Objects": outcome.total,
+                    "AlreadyDone": outcome.already_done,
                     "Jobs": list(outcome.job_ids),
                     "Waited": outcome.waited,
                     "Succeeded": outcome.succeeded,
@@ -308,6 +310,9 @@ def ran_many(outcome: Outcome, *, as_json: bool) -> None:
                 }
             }
         )
+        return
+    if not outcome.total:
+        print("nothing is left to do")
         return
     if not outcome.waited:
         how = "submitted" if outcome.job_ids else "invoked"
@@ -340,6 +345,43 @@ def work(found: Sequence[Work], now_ms: int, *, as_json: bool) -> None:
         for one in found
     ]
     _table(("FUNCTION", "KIND", "ID", "STATE", "AGE", "DURATION", "EXIT", "WHY"), rows)
+
+
+def failed(found: Sequence[Failure], *, as_json: bool) -> None:
+    """`scar ps --failed`."""
+    if as_json:
+        told = [
+            {
+                "Function": one.record.function,
+                "Kind": one.record.kind,
+                "Id": one.record.run_id,
+                "Time": one.record.time,
+                "Objects": list(one.objects),
+                "ExitCode": one.record.exit_code,
+                "ErrorType": one.record.error_type,
+                "Reason": one.record.reason,
+                "Attempts": one.record.attempts,
+                "LogTail": one.record.log_tail,
+                "Event": one.event,
+                "Records": list(one.keys),
+            }
+            for one in found
+        ]
+        data({"Failed": told})
+        return
+    rows = [
+        (
+            *(one.record.function, one.record.kind, one.record.run_id),
+            one.record.time.replace("T", " ").rstrip("Z"),
+            " ".join(one.objects) or "-",
+            "-" if one.record.exit_code is None else str(one.record.exit_code),
+            " ".join(one.record.reason.split())[:_WIDEST_LINE] or "-",
+        )
+        for one in found
+    ]
+    _table(("FUNCTION", "KIND", "ID", "WHEN (UTC)", "OBJECT", "EXIT", "WHY"), rows)
+    for name in dict.fromkeys(one.record.function for one in found):
+        talk(f"next: scar run -n {name} --retry-failed --wait")
 
 
 def waited(ended: Ended, *, as_json: bool) -> None:

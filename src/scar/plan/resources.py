@@ -96,7 +96,7 @@ https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.htm
 STATE_RULES: Mapping[str, LifecycleRule] = {
     **{
         f"scar-state-{kind}": LifecycleRule(f"{STATE_PREFIX}{kind}/", expires_days=90)
-        for kind in ("arrays", "bursts", "claims", "done", "events")
+        for kind in ("arrays", "bursts", "claims", "done", "events", "retried")
     },
     "scar-state-uploads": LifecycleRule(STATE_PREFIX, aborts_uploads_days=7),
 }
