@@ -154,3 +154,18 @@ def test_results_go_to_a_webdav_server(cloud: Cloud, function, tmp_path):
         assert files_holding(cloud.home, SECRET) == {"moto.jsonl"}
     finally:
         server.close()
+
+
+def test_another_account_is_the_local_cloud_itself_here(cloud: Cloud, function):
+    output = [{"storage_provider": "s3.other", "path": "theirs/out"}]
+    path = function({"name": "f", "script": 'echo hi > "$TMP_OUTPUT_DIR/x"', "output": output})
+    other = {"access_key": "AKIATHEIRS", "secret_key": SECRET, "region": "eu-west-1"}
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "storage_providers": {"s3": {"other": other}}}))
+    cloud.ok("init", "-f", path)
+    refused = cloud.run("run", "-n", "f")
+    assert "s3.other://theirs/out/x: " in refused.err  # a bucket of others is not made
+    assert "NoSuchBucket" in refused.err
+    cloud.client("s3").create_bucket(Bucket="theirs")
+    cloud.ok("run", "-n", "f")
+    assert cloud.content("theirs", "out/x") == b"hi\n"
