@@ -171,7 +171,7 @@ def test_the_role_of_a_job_that_waits_stays_until_it_has_ended(scar, iam, url):
     given = FDL.replace("  - lambda:", f"  - iam: {{role: '{OWN}'}}\n    lambda:", 1)
     scar("init", "-f", "video.yaml")
     [queue] = batch.describe_job_queues()["jobQueues"]
-    needs = [{"type": "MEMORY", "value": "900000"}]
+    needs = [{"type": "GPU", "value": "1"}]  # there is none: it waits
     job = batch.submit_job(
         jobName="waits", jobQueue=queue["jobQueueName"], jobDefinition="split",
         containerOverrides={"resourceRequirements": needs},
