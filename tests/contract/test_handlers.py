@@ -278,8 +278,8 @@ def test_a_rule_of_ours_that_somebody_changed_is_mended_and_told(account, cloud)
     [step] = to_reach([setup], observe([id_of(setup)], keepers)).steps
     assert step.why == (
         "rules.scar-state-arrays (none) -> expire .scar/arrays/ after 90 days, "
-        "rules.scar-state-bursts expire .scar/bursts/ after 1 days "
-        "-> expire .scar/bursts/ after 90 days"
+        "rules.scar-state-claims expire .scar/claims/ after 1 days "
+        "-> expire .scar/claims/ after 90 days"
     )
     run([setup], keepers)
     assert keepers["bucket setup"].read(setup.name) == setup

@@ -164,7 +164,7 @@ def test_state_is_kept_in_one_bucket_in_every_mode_and_expires_by_rules_of_its_o
     assert {str(rule) for rule in setups[1].rules.values()} == {
         *(
             f"expire .scar/{kind}/ after 90 days"
-            for kind in ("arrays", "bursts", "claims", "done", "events", "retried")
+            for kind in ("arrays", "claims", "done", "events", "retried")
         ),
         "abort uploads to .scar/ after 7 days",
     }

@@ -96,11 +96,12 @@ https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.htm
 STATE_RULES: Mapping[str, LifecycleRule] = {
     **{
         f"scar-state-{kind}": LifecycleRule(f"{STATE_PREFIX}{kind}/", expires_days=90)
-        for kind in ("arrays", "bursts", "claims", "done", "events", "retried")
+        for kind in ("arrays", "claims", "done", "events", "retried")
     },
     "scar-state-uploads": LifecycleRule(STATE_PREFIX, aborts_uploads_days=7),
 }
-"""The lifecycle rules of a deployment bucket by id. What failed, and who ran what, stays."""
+"""The lifecycle rules of a deployment bucket by id. What failed, who ran what, and events that
+still wait to be submitted stay."""
 
 
 @dataclass(frozen=True)
