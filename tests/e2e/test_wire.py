@@ -34,6 +34,12 @@ from scar.plan.resources import (
     Secret,
     ServiceLinkedRole,
 )
+from scar_supervisor.contract import FunctionConfig
+from scar_supervisor.delegate import Batch
+from scar_supervisor.faults import DelegationFailed
+from scar_supervisor.storage import Storages
+from scar_supervisor.storage.s3 import open_s3
+from scar_supervisor.storage.secret import ProviderSecret
 from tests.doubles import model_check, node_network
 from tests.doubles.model_check import Reading
 from tests.doubles.recorder import Recorded, Recorder
@@ -212,6 +218,7 @@ def shared(url: str) -> None:
         keepers[resource.kind].delete(resource)
     roles(account, keepers)
     secrets(account, keepers)
+    supervisors(account, keepers)
 
 
 def roles(account: Account, keepers: Mapping[str, Handler]) -> None:
@@ -244,6 +251,35 @@ def secrets(account: Account, keepers: Mapping[str, Handler]) -> None:
     keeper.create(secret)
     assert secrets_of(account, "f") == [secret.name]
     keeper.delete(secret)
+
+
+def supervisors(account: Account, keepers: Mapping[str, Handler]) -> None:
+    """What a supervisor asks in cases that the session does not come to."""
+    secret = Secret("scar/f/supervised", "01", {}, '{"access_key": "a", "secret_key": "b"}')
+    for resource in (Bucket("nobodys"), secret):
+        keepers[resource.kind].create(resource)
+    environ = {
+        "AWS_ENDPOINT_URL": str(account.endpoint_url),
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+    }
+    s3 = open_s3(environ)
+    etag = s3.write("nobodys", "a/ü+ b", b"1", {"If-None-Match": "*"})
+    assert etag
+    assert s3.write("nobodys", "a/ü+ b", b"2", {"If-Match": etag})
+    assert s3.write("nobodys", "a/ü+ b", b"3", {"If-None-Match": "*"}) is None
+    assert not s3.holds("nobodys", "a/ü+ b", __file__, {})
+    s3.write("nobodys", ".scar/bursts/f/1", b"{}")
+    names = s3.names("nobodys", ".scar/bursts/f/", 10)
+    assert names == [".scar/bursts/f/1"]
+    s3.remove("nobodys", [*names, "a/ü+ b"])
+    assert ProviderSecret("minio.mine", "scar/f/supervised", environ).value("access_key") == "a"
+    batch = Batch(environ, Storages(environ))
+    config = FunctionConfig("f", "batch", job_queue="gone", job_definition="gone")
+    with pytest.raises(DelegationFailed):
+        batch.find(config, 0, ("A", "b"))
+    assert batch.has_ended("gone")
 
 
 def written(folder: Path, functions: list[dict[str, Any]]) -> Path:
@@ -323,8 +359,10 @@ def test_the_session_asks_whatever_the_supervisor_can_ask(readings: Any) -> None
 
 
 BY_SUPERVISOR = {
-    *("GetObject", "PutObject", "SubmitJob", "GetSecretValue"),
+    *("GetObject", "PutObject", "SubmitJob"),
     *("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"),
+    *("HeadObject", "ListObjectsV2", "DeleteObjects"),
+    *("ListJobs", "DescribeJobs", "GetSecretValue"),
 }
 
 

@@ -28,6 +28,7 @@ from scar_supervisor.transport import Body, FilePart, Receive, Reply
 
 PART_BYTES = 8 * 1024 * 1024
 SINGLE_PUT_LIMIT_BYTES = 2 * PART_BYTES
+_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 MOST_PARTS = 10_000
 """S3 takes no more parts in one upload."""
 
@@ -157,7 +158,7 @@ class S3:
         for start in range(0, len(keys), 1000):  # DeleteObjects takes no more
             some = keys[start : start + 1000]
             listed = "".join(f"<Object><Key>{key}</Key></Object>" for key in some)
-            body = f"<Delete><Quiet>true</Quiet>{listed}</Delete>".encode()
+            body = f'<Delete xmlns="{_NAMESPACE}"><Quiet>true</Quiet>{listed}</Delete>'.encode()
             headers = {"x-amz-checksum-crc32": _crc32(body)}
             self._at(bucket, "").ask("POST", (("delete", ""),), headers, body)
 
@@ -199,8 +200,7 @@ class S3:
             for number, (etag, crc32) in sorted(sent.items())
         )
         body = (
-            '<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-            f"{listed}</CompleteMultipartUpload>"
+            f'<CompleteMultipartUpload xmlns="{_NAMESPACE}">{listed}</CompleteMultipartUpload>'
         ).encode()
         reply = target.ask("POST", (("uploadId", upload_id),), body=body)
         # S3 begins its answer before the parts are joined: 200 may still carry an error.
