@@ -28,6 +28,7 @@ from scar.plan.resources import (
     STATE_RULES,
     Bucket,
     BucketSetup,
+    FailureDestination,
     InstanceProfile,
     Repository,
     Role,
@@ -144,6 +145,7 @@ def session(cloud: Cloud, folder: Path) -> None:
     calls(cloud, folder)
     jobs(cloud)
     cloud.ok("ls")
+    destination(connect(Target("local", cloud.status["url"], None, "us-east-1")))
     cloud.ok("rm", "-n", "slow")
     cloud.ok("rm", "-f", fdl)
 
@@ -205,6 +207,14 @@ def jobs(cloud: Cloud) -> None:
 def in_state(cloud: Cloud, state: str) -> list[str]:
     listed = json.loads(cloud.ok("ps", "-n", "many", "--json"))["Work"]
     return [one["id"] for one in listed if one["state"] == state]
+
+
+def destination(account: Account) -> None:
+    """`rm` has no need to: it removes the function."""
+    keeper = handlers(account)[FailureDestination.kind]
+    found = keeper.read("slow")
+    assert found is not None
+    keeper.delete(found)
 
 
 def shared(url: str) -> None:

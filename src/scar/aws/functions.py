@@ -160,6 +160,10 @@ class Functions:
                 self._client.tag_resource(Resource=arn, Tags=wanted.tags)
 
 
+_ASYNCHRONOUS = ("MaximumRetryAttempts", "MaximumEventAgeInSeconds")
+"""A function's other asynchronous settings."""
+
+
 class FailureDestinations:
     """Handler of `FailureDestination`: one value among a function's asynchronous settings."""
 
@@ -200,18 +204,26 @@ class FailureDestinations:
         self.create(wanted)
 
     def delete(self, found: FailureDestination) -> None:
-        """Set none."""
+        """Set none: write what is left. AWS does not say how an update would clear it."""
         try:
-            self._update(found.name, None)
+            with speaking_to("lambda"):
+                its: Any = self._client.get_function_event_invoke_config(FunctionName=found.name)
+            left = {key: its[key] for key in _ASYNCHRONOUS if key in its}
+            if success := its.get("DestinationConfig", {}).get("OnSuccess"):
+                left["DestinationConfig"] = {"OnSuccess": success}
+            with speaking_to("lambda"):
+                if left:
+                    self._client.put_function_event_invoke_config(FunctionName=found.name, **left)
+                else:
+                    self._client.delete_function_event_invoke_config(FunctionName=found.name)
         except CloudError as exc:
             if not is_absent(exc):
                 raise
 
-    def _update(self, name: str, arn: str | None) -> None:
-        config: Any = {"OnFailure": {"Destination": arn} if arn else {}}
+    def _update(self, name: str, arn: str) -> None:
         with speaking_to("lambda"):
             self._client.update_function_event_invoke_config(
-                FunctionName=name, DestinationConfig=config
+                FunctionName=name, DestinationConfig={"OnFailure": {"Destination": arn}}
             )
 
 
