@@ -160,6 +160,7 @@ def objects(cloud: Cloud, folder: Path) -> None:
     cloud.ok("put", "-b", "data/in", "-p", folder / "big.bin")
     wait_for("the copy", lambda: "out/big.bin" in cloud.keys("data"))
     cloud.ok("ls", "-b", "data/out")
+    cloud.ok("trace", "data/out/big.bin")
     cloud.ok("get", "-b", "data/out", "-p", folder / "results")
     assert (folder / "results" / "big.bin").stat().st_size == BIG
 

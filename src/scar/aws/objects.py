@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from scar.aws.account import Account
-from scar.aws.errors import speaking_to
+from scar.aws.errors import is_absent, speaking_to
 from scar.errors import CloudError
 
 PAGE = 1000
@@ -120,6 +120,20 @@ class Objects:
                 Bucket=self._bucket, Prefix=prefix, MaxKeys=most, **start
             )
         return [_info(item) for item in page.get("Contents", [])], page["IsTruncated"]
+
+    def head(self, key: str, version_id: str = "") -> tuple[ObjectInfo, Mapping[str, str]] | None:
+        """An object, or one version of it, and its metadata; None where it is not there."""
+        version: Any = {"VersionId": version_id} if version_id else {}
+        try:
+            with speaking_to("s3"):
+                its = self._client.head_object(Bucket=self._bucket, Key=key, **version)
+        except CloudError as exc:
+            if not is_absent(exc):
+                raise
+            return None
+        found = _info({**its, "Key": key, "Size": its["ContentLength"]})
+        its_id = its.get("VersionId", "")
+        return replace(found, version_id=its_id if its_id != "null" else ""), its["Metadata"]
 
     def load(self, key: str) -> bytes:
         """A small object, whole. The code of CloudError is NoSuchKey where it is not there."""

@@ -146,6 +146,7 @@ _SUMMARIES = {
     "stop": "end jobs",
     "explain": "say why a job is as it is, and what to do",
     "doctor": "say whether the account, or this machine, can run functions, and what to do",
+    "trace": "say which functions made an object, of what, back to what no function made",
     "rm": "remove functions and what belongs to them",
     "iam": "print the roles that functions need: who may take them, and what they allow",
     "schema": "print the JSON Schema of FDL files, for editors",
@@ -174,6 +175,7 @@ _EXAMPLES = {
     "stop": "scar stop 1f0c…\n  scar stop -n split --waiting",
     "explain": "scar explain 1f0c…\n  scar explain 1f0c…:7",
     "doctor": "scar doctor -f video.yaml\n  scar --local doctor",
+    "trace": "scar trace s3://video/output/seq1.txt\n  scar trace video/output/seq1.txt --json",
     "rm": "scar rm -f video.yaml\n  scar rm -n cow --plan",
     "iam": "scar iam -f video.yaml\n  scar iam -f video.yaml -n split --json",
     "local": "scar local status\n  scar local reset --yes",
@@ -426,6 +428,10 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     _add_fdl(parser, "what these functions need, too")
 
 
+def _add_trace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("object", metavar="[s3://]BUCKET/KEY", help="the object to begin with")
+
+
 def _count(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 1_000_000:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got `{text}`")
@@ -477,6 +483,7 @@ _ADD = {
     "stop": _add_stop,
     "explain": _add_explain,
     "doctor": _add_doctor,
+    "trace": _add_trace,
     "rm": _add_rm,
     "iam": _add_definition,
     "schema": _add_schema,

@@ -20,6 +20,7 @@ from scar import (
     endpoint,
     failures,
     invoke,
+    lineage,
     local,
     logs,
     state,
@@ -53,7 +54,7 @@ from scar.plan.policies import document, trust
 from scar.plan.resources import Function
 
 _RECOMMENDED = re.compile(
-    r"\bscar (?=(init|run|invoke|put|get|ls|log|ps|wait|stop|explain|doctor|rm|iam)\b)"
+    r"\bscar (?=(init|run|invoke|put|get|ls|log|ps|wait|stop|explain|trace|doctor|rm|iam)\b)"
 )
 
 
@@ -223,6 +224,7 @@ def ps(options: Options) -> None:
         targets = [state.target_of(account, name) for name in names]
         render.failed(
             [one for its in targets for one in failures.failures(account, its)],
+            _scar(account),
             as_json=values.json,
         )
         return
@@ -301,6 +303,14 @@ def _faults(error: FdlError) -> list[doctor.Check]:
         doctor.Check("description", "problem", f"{one.place}: {one.summary}", one.hint)
         for one in error.diagnostics
     ]
+
+
+def trace(options: Options) -> None:
+    """Say which functions made an object."""
+    bucket, key = _object(str(options.values.object))
+    account = _account(options)
+    steps = lineage.trace(account, bucket, key)
+    render.traced(steps, _scar(account), as_json=options.values.json)
 
 
 def rm(options: Options) -> None:
@@ -398,6 +408,7 @@ _COMMANDS: dict[str, Callable[[Options], None]] = {
     "stop": stop,
     "explain": explain,
     "doctor": examine,
+    "trace": trace,
     "rm": rm,
     "iam": iam,
     "local start": local_start,
@@ -589,6 +600,23 @@ def _bucket_path(options: Options) -> str:
     return _checked_path(str(options.values.bucket), "--bucket")
 
 
+def _object(given: str) -> tuple[str, str]:
+    """Bucket and key of `[s3://]bucket/key`."""
+    bucket, slash, key = given.removeprefix("s3://").partition("/")
+    why = ""
+    if "://" in given and not given.startswith("s3://"):
+        why = f"must be in S3, not at `{given.partition('://')[0]}://`"
+    elif fault := bucket_fault(bucket):
+        why = fault
+    elif not slash or not key:
+        why = "names a bucket, not an object in it"
+    if why:
+        raise UserError(
+            f"`{given}` {why}", "write it as `s3://bucket/key`; `scar ls -b` lists keys"
+        )
+    return bucket, key
+
+
 def _checked_path(given: str, flag: str) -> str:
     why = bucket_fault(given.partition("/")[0])
     if "://" in given:
@@ -632,6 +660,11 @@ def _role(needed: NeededRole) -> dict[str, Any]:
         "Trust": trust(needed.role.service),
         "Policy": document(needed.role.policy),
     }
+
+
+def _scar(account: Account) -> str:
+    """How this command is called for the same place."""
+    return "scar --local" if account.is_local else "scar"
 
 
 def _following(deployment: Deployment) -> str:

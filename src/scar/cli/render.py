@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from scar.explain import Finding
     from scar.failures import Failure
     from scar.invoke import RunResult
+    from scar.lineage import Step as Traced
     from scar.local import Status
     from scar.logs import LogEvent
     from scar.plan.diff import Step
@@ -347,8 +348,8 @@ def work(found: Sequence[Work], now_ms: int, *, as_json: bool) -> None:
     _table(("FUNCTION", "KIND", "ID", "STATE", "AGE", "DURATION", "EXIT", "WHY"), rows)
 
 
-def failed(found: Sequence[Failure], *, as_json: bool) -> None:
-    """`scar ps --failed`."""
+def failed(found: Sequence[Failure], scar: str, *, as_json: bool) -> None:
+    """`scar ps --failed`; `scar` is how to call us."""
     if as_json:
         told = [
             {
@@ -381,7 +382,7 @@ def failed(found: Sequence[Failure], *, as_json: bool) -> None:
     ]
     _table(("FUNCTION", "KIND", "ID", "WHEN (UTC)", "OBJECT", "EXIT", "WHY"), rows)
     for name in dict.fromkeys(one.record.function for one in found):
-        talk(f"next: scar run -n {name} --retry-failed --wait")
+        talk(f"next: {scar} run -n {name} --retry-failed --wait")
 
 
 def waited(ended: Ended, *, as_json: bool) -> None:
@@ -416,6 +417,43 @@ def examined(checks: Sequence[Check], *, as_json: bool) -> None:
         print(f"{one.state:<8} {one.name}: {one.what}")
         if one.do and one.state != "ok":
             print(f"{'':<8} help: {one.do}")
+
+
+_ENDS = {
+    "made by nobody": "no function made it",
+    "replaced": "has been replaced since: what is there now is another one",
+    "gone": "is not there any more",
+    "elsewhere": "is in another storage, which is not asked",
+    "unknown": "is not known any more: the record of it has expired",
+    "again": "has been told of above",
+}
+
+
+def traced(steps: Iterable[Traced], scar: str, *, as_json: bool) -> None:
+    """`scar trace`: each object below the one that was made of it; `scar` is how to call us."""
+    if as_json:
+        _json_list("Trace", map(_traced_object, steps))
+        return
+    for depth, step in enumerate(steps):
+        within = "   " * (depth + 1)
+        arrow = f"{'   ' * depth}└─ " if depth else ""
+        about = ""
+        if step.info is not None:
+            about = f"  {_size(step.info.size_bytes)}  {step.info.modified:%Y-%m-%d %H:%M:%S} UTC"
+        print(f"{arrow}{_printable(step.address)}{about}")
+        its = step.made
+        if its is None:
+            print(f"{within}{_ENDS[step.state]}")
+            continue
+        kind, _, run_id = its.run.partition(":")
+        took = _duration(its.duration_ms)
+        print(f"{within}made by function `{its.function}` in {took}, {kind} {run_id}")
+        parts = [("version", its.version), ("image", its.image), ("script", its.script)]
+        told = [f"{name} {value.removeprefix('sha256:')[:12]}" for name, value in parts if value]
+        print(f"{within}{', '.join(told)}")
+        print(f"{within}log: {scar} log -n {its.function} -ri {run_id}")
+        if step.is_last:
+            print(f"{within}of no object: its event told of none")
 
 
 def said(text: str, value: Mapping[str, Any], *, as_json: bool) -> None:
@@ -715,6 +753,29 @@ def _object_object(info: ObjectInfo) -> dict[str, Any]:
     }
 
 
+def _traced_object(step: Traced) -> dict[str, Any]:
+    info, its = step.info, step.made
+    return {
+        "Object": step.address,
+        "State": step.state,
+        "Size": info.size_bytes if info else None,
+        "LastModified": info.modified.isoformat() if info else None,
+        "ETag": info.etag if info else None,
+        "VersionId": (info.version_id or None) if info else None,
+        "MadeBy": None
+        if its is None
+        else {
+            "Function": its.function,
+            "Version": its.version,
+            "Run": its.run,
+            "Image": its.image,
+            "Script": its.script,
+            "DurationMs": its.duration_ms,
+            "Record": f"s3://{its.bucket}/{its.record}" if its.record else None,
+        },
+    }
+
+
 def _transfer_object(transfer: Transfer) -> dict[str, Any]:
     return {
         "Source": transfer.source,
@@ -743,9 +804,12 @@ def _object_table(found: Iterable[ObjectInfo]) -> None:
     print(f"{'DATE':<19}  {'SIZE':>9}  KEY")
     for info in found:
         date = info.modified.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        # A key may hold what a terminal takes for a command.
-        key = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in info.key)
-        print(f"{date}  {_size(info.size_bytes):>9}  {key}")
+        print(f"{date}  {_size(info.size_bytes):>9}  {_printable(info.key)}")
+
+
+def _printable(key: str) -> str:
+    """A key may hold what a terminal takes for a command."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in key)
 
 
 def _size(size_bytes: int) -> str:
