@@ -227,7 +227,7 @@ def _failed(account: Account, target: Target, forces: bool) -> list[Item]:
             common = {name: value for name, value in one.event.items() if name in _COMMON}
         if forces and isinstance(own, dict):
             common[FORCE] = True
-        about = json.dumps(one.objects or one.event, sort_keys=True)
+        about = json.dumps(_identity(one), sort_keys=True)
         newer = found.get(about)
         found[about] = Item(
             newer.own if newer else own,
@@ -240,6 +240,14 @@ def _failed(account: Account, target: Target, forces: bool) -> list[Item]:
             f"`scar ps -n {target.name}` shows what runs",
         )
     return list(found.values())
+
+
+def _identity(one: failures.Failure) -> Any:
+    """What makes two failures the same work: their objects, else the event."""
+    if not one.objects:
+        return one.event
+    sources = [record.get("eventSource") for record in one.event["Records"]]
+    return list(zip(sources, one.objects, strict=True))
 
 
 _COMMON = ("script", "cmd_args", FORCE)
