@@ -243,9 +243,9 @@ def _failed(account: Account, target: Target, forces: bool) -> list[Item]:
 
 
 def _identity(one: failures.Failure) -> Any:
-    """What makes two failures the same work: their objects, else the event."""
+    """What makes two failures the same work: their objects. Without any, each is its own."""
     if not one.objects:
-        return one.event
+        return one.record.run_id
     sources = [record.get("eventSource") for record in one.event["Records"]]
     return list(zip(sources, one.objects, strict=True))
 

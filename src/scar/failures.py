@@ -19,7 +19,6 @@ from urllib.parse import quote, unquote, unquote_plus
 from scar import state
 from scar.aws import jobs as batch
 from scar.aws.account import Account
-from scar.aws.batch import job
 from scar.aws.log_groups import tail
 from scar.aws.objects import Objects
 from scar.errors import UserError
@@ -161,7 +160,7 @@ def _made(account: Account, target: Target, known: set[str]) -> Iterator[tuple[F
         for one in batch.failed_jobs_of(account, target.queue, target.name)
         if one.id not in known and one.id not in main
     ]
-    about = batch.details(account, [one.id for one in lost])
+    about = _with_main_nodes(account, batch.details(account, [one.id for one in lost]))
     arrays = batch.details(account, sorted({i.partition(":")[0] for i in about if ":" in i}))
     lines = _Lines(account, target)
 
@@ -176,6 +175,24 @@ def _made(account: Account, target: Target, known: set[str]) -> Iterator[tuple[F
     yield from _each(make, lost)
 
 
+def _with_main_nodes(
+    account: Account, about: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What a multi-node job was to do, and how that ended, its main node tells."""
+    mains = {
+        job_id: f"{job_id}#{its['nodeProperties']['mainNode']}"
+        for job_id, its in about.items()
+        if its.get("nodeProperties")
+    }
+    nodes = batch.details(account, list(mains.values()))
+    containers = {
+        job_id: {"container": nodes[main]["container"]}
+        for job_id, main in mains.items()
+        if "container" in nodes.get(main, {})
+    }
+    return {job_id: {**its, **containers.get(job_id, {})} for job_id, its in about.items()}
+
+
 def _runs(keys: Iterable[str], prefix: str) -> Iterator[str]:
     return (unquote(key.removeprefix(prefix)) for key in keys)
 
@@ -184,9 +201,7 @@ def _of_batch(
     account: Account, target: Target, info: batch.JobInfo, its: Mapping[str, Any], event: str
 ) -> Failed:
     container = its.get("container") or {}
-    stream, code = container.get("logStreamName", ""), info.exit_code
-    if "nodeProperties" in its and (main := job(account, info.id)) is not None:
-        stream, code = next(iter(main.log_streams[-1:]), ""), main.exit_code
+    stream = container.get("logStreamName", "")
     options = (container.get("logConfiguration") or {}).get("options") or {}
     group = options.get("awslogs-group", batch_log_group(target.name))
     ended = datetime.fromtimestamp((info.stopped_ms or info.created_ms) / 1000, UTC)
@@ -197,7 +212,7 @@ def _of_batch(
         event=event,
         error_type="JobFailed",
         reason=info.why or "Batch gives no reason",
-        exit_code=code,
+        exit_code=container.get("exitCode"),
         log_tail=tail(account, group, stream, LOG_TAIL_LINES) if stream else "",
         attempts=len(its.get("attempts") or ()),
         time=f"{ended:%Y-%m-%dT%H:%M:%SZ}",
@@ -229,9 +244,7 @@ class _Lines:
 
 
 def _variables(its: Mapping[str, Any]) -> dict[str, str]:
-    """The variables of a job; of a multi-node job those of its first nodes."""
-    nodes = (its.get("nodeProperties") or {}).get("nodeRangeProperties") or ()
-    container = (nodes[0] if nodes else its).get("container") or {}
+    container = its.get("container") or {}
     return {one["name"]: one["value"] for one in container.get("environment") or ()}
 
 

@@ -1,5 +1,6 @@
 """Jobs of several nodes, through the real command: addresses of their own, one result, one log."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -141,3 +142,32 @@ def test_the_mpi_example_runs_in_its_image(cloud: Cloud, tmp_path, engine):
     text = (EXAMPLE / "mpi-pi.yaml").read_text().replace("mpi.tar #", f"{image} #")
     _deployed(cloud, tmp_path / "mpi-pi", text)
     _check(cloud, tmp_path)
+
+
+def test_failed_events_of_multi_node_jobs_are_kept_and_run_again_one_by_one(cloud: Cloud, function):
+    its = {"name": "no", "execution_mode": "batch", "batch": {**NODES, "retry": 0}}
+    cloud.ok("init", "-f", function({**its, "script": "exit 9"}))
+    assert cloud.run("run", "-n", "no").code == 5
+    cloud.ok("run", "-n", "no", "-a", "sh", "-c", 'test -n "$MENDED" || sleep 60')
+
+    def running() -> list[str]:
+        listed = json.loads(cloud.ok("ps", "-n", "no", "--json"))["Work"]
+        return [one["id"] for one in listed if one["state"] == "RUNNING" and one["kind"] == "job"]
+
+    [job] = wait_for("it to run", running)
+    cloud.ok("stop", job, "--reason", "the test says so")
+    cloud.run("wait", job)
+
+    def failed() -> dict[int | None, dict]:
+        kept = json.loads(cloud.ok("ps", "-n", "no", "--failed", "--json"))["Failed"]
+        return {one["ExitCode"]: one["Event"] for one in kept}
+
+    kept = failed()
+    assert (len(kept), kept[9]) == (2, {})
+    [stopped] = [event for code, event in kept.items() if code != 9]
+    assert "sleep 60" in stopped["cmd_args"]
+    container = {"image": "host", "environment": {"Variables": {"MENDED": "yes"}}}
+    cloud.ok("init", "-f", function({**its, "script": "exit 0", "container": container}))
+    again = json.loads(cloud.ok("run", "-n", "no", "--retry-failed", "--wait", "--json"))
+    assert (again["BulkRun"]["Objects"], again["BulkRun"]["Succeeded"]) == (2, 2)
+    assert failed() == {}
