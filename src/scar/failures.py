@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, unquote_plus
 
@@ -25,9 +25,19 @@ from scar.errors import UserError
 from scar.plan.resources import DESTINATION_PREFIX, batch_log_group
 from scar.state import Target
 from scar_supervisor.contract import ARRAY_VARIABLE, EVENT_REFERENCE, EVENT_VARIABLE
-from scar_supervisor.records import Failed, Reference, failed_prefix, retried_prefix
+from scar_supervisor.records import (
+    Failed,
+    Reference,
+    failed_prefix,
+    lead_key,
+    retried_prefix,
+    waiting_prefix,
+)
 
 THREADS = 16
+_BURST_JOINS = timedelta(seconds=5)
+"""An event that has waited for less may just be joining a burst."""
+
 LOG_TAIL_LINES = 30
 
 _T = TypeVar("_T")
@@ -58,6 +68,7 @@ def failures(account: Account, target: Target) -> list[Failure]:
     if target.queue:
         for record, key in _made(account, target, set(found)):
             found[record.run_id] = (record, (key,))
+        found |= _left_waiting(account, target)
     events = _each(lambda one: _event(account, target, one[0].event), found.values())
     every = [Failure(record, e, k) for (record, k), e in zip(found.values(), events, strict=True)]
     return sorted(every, key=lambda one: one.record.time, reverse=True)
@@ -191,6 +202,35 @@ def _with_main_nodes(
         if "container" in nodes.get(main, {})
     }
     return {job_id: {**its, **containers.get(job_id, {})} for job_id, its in about.items()}
+
+
+def _left_waiting(account: Account, target: Target) -> Mapping[str, tuple[Failed, tuple[str, ...]]]:
+    """Events that wait for a burst which nobody gathers: who did was killed, its retries too."""
+    now = datetime.now(UTC)
+    prefix = waiting_prefix(target.name)
+    waiting = [
+        its for its in state.infos(account, target, prefix) if now - its.modified > _BURST_JOINS
+    ]
+    if not waiting:
+        return {}
+    lead = json.loads(state.load(account, target, lead_key(target.name)) or b"{}")
+    if lead.get("until_ms", 0) > now.timestamp() * 1000:
+        return {}
+    bodies = _each(lambda its: state.load(account, target, its.key), waiting)
+    found: dict[str, tuple[Failed, tuple[str, ...]]] = {}
+    for its, body in zip(waiting, bodies, strict=True):
+        if body is not None:  # submitted meanwhile
+            run_id = its.key.removeprefix(prefix)
+            record = Failed(
+                *(target.name, "invocation", run_id, body.decode(), "BurstAbandoned"),
+                reason=f"invocation {lead.get('owner', '')} was to submit it with others, and died",
+                exit_code=None,
+                log_tail="",
+                attempts=0,
+                time=f"{its.modified.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            )
+            found[run_id] = record, (its.key,)
+    return found
 
 
 def _runs(keys: Iterable[str], prefix: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from scar.aws.account import Account
 from scar.aws.errors import is_absent
 from scar.aws.functions import Functions, not_deployed
-from scar.aws.objects import Objects, objects
+from scar.aws.objects import ObjectInfo, Objects, objects
 from scar.errors import CloudError, UserError
 from scar.plan.limits import payload_limit_bytes
 from scar.plan.resources import TAG_BUCKET, TAG_MODE, TAG_QUEUE, TAG_VERSION
@@ -76,8 +76,13 @@ def load(account: Account, target: Target, key: str) -> bytes | None:
 
 def keys(account: Account, target: Target, prefix: str) -> list[str]:
     """The keys that begin so; none where there is no deployment bucket."""
+    return [its.key for its in infos(account, target, prefix)]
+
+
+def infos(account: Account, target: Target, prefix: str) -> list[ObjectInfo]:
+    """As `keys`, with what the list tells of each object."""
     try:
-        return [its.key for its in objects(account, target.bucket, prefix)]
+        return list(objects(account, target.bucket, prefix))
     except CloudError as exc:
         if not is_absent(exc):
             raise

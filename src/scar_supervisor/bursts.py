@@ -51,8 +51,8 @@ class Bursts:
         self._config, self._burst = config, config.burst
         self._account, self._batch, self._log = storages.account, batch, log
         self._bucket = config.deployment_bucket
-        prefix = records.bursts_prefix(config.name)
-        self._waiting, self._lead_key = f"{prefix}waiting/", f"{prefix}lead.json"
+        self._waiting = records.waiting_prefix(config.name)
+        self._lead_key = records.lead_key(config.name)
 
     def add(self, event: Event, mark: Mark) -> None:
         """Let one object's event wait."""

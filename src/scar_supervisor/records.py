@@ -123,6 +123,16 @@ def bursts_prefix(function: str) -> str:
     return f"{STATE_PREFIX}bursts/{function}/"
 
 
+def waiting_prefix(function: str) -> str:
+    """The events that wait, one object each."""
+    return f"{bursts_prefix(function)}waiting/"
+
+
+def lead_key(function: str) -> str:
+    """Who will submit them; a JSON object with `owner` and `until_ms`."""
+    return f"{bursts_prefix(function)}lead.json"
+
+
 @dataclass(frozen=True)
 class Failed:
     """An event that failed for good, and why."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scar_supervisor import records
 from tests.e2e.conftest import Cloud, s3_path, wait_for
 from tests.e2e.test_batch_work import a_function, bulk, fill
 
@@ -166,3 +167,28 @@ def test_wrong_questions_about_failures_are_answered(cloud: Cloud) -> None:
     assert (unknown.code, "`nobody` does not exist" in unknown.err) == (2, True)
     alone = cloud.run("run", "-n", "f", "--force")
     assert (alone.code, "`--force` is for runs over many objects" in alone.err) == (2, True)
+
+
+def test_events_whose_burst_nobody_gathers_any_more_are_shown_and_run_again(
+    cloud: Cloud, function: Callable[..., Path]
+) -> None:
+    burst = {"batch": {"coalesce": {"window_s": 1, "max_events": 10}}}
+    cloud.ok("init", "-f", function(a_function("f", script=SCRIPT, **burst)))
+    fill(cloud, "1.txt", "2.txt")
+    s3 = cloud.client("s3")
+    lead = {"owner": "a-dead-invocation", "until_ms": 1, "began_ms": 1}
+    s3.put_object(Bucket=BUCKET, Key=records.lead_key("f"), Body=json.dumps(lead))
+    for name in ("1.txt", "2.txt"):
+        its = {"bucket": {"name": "source"}, "object": {"key": f"in/{name}", "size": 1}}
+        event = {"Records": [{"eventSource": "aws:s3", "s3": its}]}
+        key = records.waiting_prefix("f") + name
+        s3.put_object(Bucket=BUCKET, Key=key, Body=json.dumps(event))
+    assert failed(cloud, "-n", "f") == [], "they may just be joining"
+
+    left = wait_for("them to be given up", lambda: failed(cloud, "-n", "f"))
+
+    assert sorted(one["Objects"][0] for one in left) == ["source/in/1.txt", "source/in/2.txt"]
+    assert "a-dead-invocation" in left[0]["Reason"]
+    again = bulk(cloud, "-n", "f", "--retry-failed", "--wait")
+    assert (again["Objects"], again["Succeeded"]) == (2, 2)
+    assert [key for key in cloud.keys(BUCKET) if "/waiting/" in key] == []

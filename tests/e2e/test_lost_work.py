@@ -157,12 +157,12 @@ class Drill:
 
     def waiting(self) -> list[str]:
         """Events that wait to be coalesced with others."""
-        prefix = f"{records.bursts_prefix('drill')}waiting/"
+        prefix = records.waiting_prefix("drill")
         return [key for key in self.cloud.keys(self.bucket) if key.startswith(prefix)]
 
     def has_no_leader(self) -> bool:
         """Whether the next event may submit what waits."""
-        key = f"{records.bursts_prefix('drill')}lead.json"
+        key = records.lead_key("drill")
         until_ms: int = json.loads(self.cloud.content(self.bucket, key))["until_ms"]
         return until_ms < time.time() * 1000
 
