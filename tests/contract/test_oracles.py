@@ -767,10 +767,6 @@ BREAKS: dict[tuple[str, str], tuple[str, str]] = {
         "its update appends, and its get tells the first one",
     ),
     ("moto", "REST API"): ("apigateway.TagResource", "has no TagResource for APIs"),
-    ("moto", "job queue"): (
-        "computeEnvironmentOrder is malformed",
-        "its update takes ARNs only; names are in AWS's own example (belief B21)",
-    ),
     ("ministack", "REST API"): ("changed to RestApi", "its GetRestApis tells the first tags"),
     ("ministack", "compute environment"): ("batch.UntagResource", STUB),
     ("ministack", "job queue"): ("batch.UpdateJobQueue", STUB),

@@ -152,7 +152,7 @@ class JobQueues:
     """Handler of `JobQueue`."""
 
     def __init__(self, account: Account) -> None:
-        self._client = account.client("batch")
+        self._account, self._client = account, account.client("batch")
 
     def read(self, name: str) -> JobQueue | None:
         """The job queue as it is, or None."""
@@ -173,15 +173,15 @@ class JobQueues:
         """Create the queue; returns when it is VALID."""
         with _made_by_somebody_else(), speaking_to("batch"):
             self._client.create_job_queue(
-                jobQueueName=wanted.name, tags=wanted.tags, **_queue(wanted)
+                jobQueueName=wanted.name, tags=wanted.tags, **self._asked(wanted)
             )
         self._settle(wanted.name)
 
     def update(self, wanted: JobQueue, found: JobQueue) -> None:
         """Change the queue; returns when it is VALID again."""
-        if _queue(wanted) != _queue(found):
+        if self._asked(wanted) != self._asked(found):
             with speaking_to("batch"):
-                self._client.update_job_queue(jobQueue=wanted.name, **_queue(wanted))
+                self._client.update_job_queue(jobQueue=wanted.name, **self._asked(wanted))
             self._settle(wanted.name)
         _tag(self._client, self._describe(wanted.name), "jobQueueArn", wanted, found)
 
@@ -198,6 +198,16 @@ class JobQueues:
             lambda: self._describe(found.name) is None,
             f"deleting job queue '{found.name}'", "batch",
         )  # fmt: skip
+
+    def _asked(self, queue: JobQueue) -> dict[str, Any]:
+        # The documentation says ARN; that names are taken too is told, not written.
+        name = f"compute-environment/{queue.compute_environment}"
+        arn = self._account.facts().arn("batch", name)
+        return {
+            "state": queue.state,
+            "priority": queue.priority,
+            "computeEnvironmentOrder": [{"order": 1, "computeEnvironment": arn}],
+        }
 
     def _describe(self, name: str) -> Any:
         with speaking_to("batch"):
@@ -407,15 +417,6 @@ def _changes(wanted: ComputeEnvironment, found: ComputeEnvironment) -> dict[str,
     if moved:
         changes["computeResources"] = moved
     return changes
-
-
-def _queue(queue: JobQueue) -> dict[str, Any]:
-    order = [{"order": 1, "computeEnvironment": queue.compute_environment}]
-    return {
-        "state": queue.state,
-        "priority": queue.priority,
-        "computeEnvironmentOrder": order,
-    }
 
 
 def _what_runs(wanted: JobDefinition) -> Any:
