@@ -181,7 +181,7 @@ def _failed(known: Known) -> Iterator[Finding]:
             f"{size} of its {job['arrayProperties']['size']} children failed, such as "
             + "; ".join(f"{child} ({why})" for child, why in known.failed_children),
             f"`scar explain {known.failed_children[0][0]}`; "
-            f"`scar run -n {_function(job)} --retry-failed` after a bulk run",
+            f"`scar run -n {_function(job)} --retry-failed` runs what failed again",
         )
         return
     attempts = len(job.get("attempts") or ())

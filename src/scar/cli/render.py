@@ -317,7 +317,8 @@ def ran_many(outcome: Outcome, *, as_json: bool) -> None:
         return
     if not outcome.waited:
         how = "submitted" if outcome.job_ids else "invoked"
-        print(f"function `{outcome.function}` is {how} for {outcome.total} objects")
+        many = "s" * (outcome.total != 1)
+        print(f"function `{outcome.function}` is {how} for {outcome.total} event{many}")
         for job in outcome.job_ids:
             print(f"job {job}")
         if outcome.job_ids:
