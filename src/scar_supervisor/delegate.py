@@ -79,9 +79,9 @@ class Batch:
         name, value = variable
         ids = list(self._since(config, since_ms))
         for start in range(0, len(ids), DESCRIBED):
-            for job in self._describe(ids[start : start + DESCRIBED]):
+            for job in self._described(ids[start : start + DESCRIBED]):
                 if {"name": name, "value": value} in _variables(job):
-                    return str(job["jobId"])
+                    return str(job["jobId"]).partition("#")[0]
         return None
 
     def has_ended(self, job_id: str) -> bool:
@@ -102,6 +102,14 @@ class Batch:
             if not page.get("nextToken"):
                 return
             asked["nextToken"] = page["nextToken"]
+
+    def _described(self, ids: list[str]) -> Iterator[dict[str, Any]]:
+        """Jobs, and main nodes: what a multi-node job was given only its nodes tell."""
+        jobs = self._describe(ids)
+        yield from jobs
+        nodes = [(job["jobId"], job["nodeProperties"]) for job in jobs if "nodeProperties" in job]
+        if nodes:
+            yield from self._describe([f"{job_id}#{its['mainNode']}" for job_id, its in nodes])
 
     def _describe(self, ids: list[str]) -> list[dict[str, Any]]:
         jobs: list[dict[str, Any]] = self._ask("/v1/describejobs", {"jobs": ids})["jobs"]

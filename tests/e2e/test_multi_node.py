@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from scar_supervisor.contract import REQUEST_ID_VARIABLE, FunctionConfig
+from scar_supervisor.delegate import Batch
+from scar_supervisor.storage import Storages
 from tests.conftest import missing
 from tests.doubles import mpi, node_network
 from tests.e2e.conftest import Cloud, s3_path, wait_for
@@ -171,3 +174,22 @@ def test_failed_events_of_multi_node_jobs_are_kept_and_run_again_one_by_one(clou
     again = json.loads(cloud.ok("run", "-n", "no", "--retry-failed", "--wait", "--json"))
     assert (again["BulkRun"]["Objects"], again["BulkRun"]["Succeeded"]) == (2, 2)
     assert failed() == {}
+
+
+def test_a_job_of_nodes_is_found_by_the_invocation_that_submitted_it(cloud: Cloud, function):
+    """Who was killed after SubmitJob looks whether it had come so far."""
+    fdl = function({"name": "yes", "execution_mode": "batch", "script": "true", "batch": NODES})
+    cloud.ok("init", "-f", fdl)
+    ran = json.loads(cloud.ok("run", "-n", "yes", "--json").splitlines()[0])["LambdaOutput"]
+    queue = cloud.client("batch").describe_job_queues()["jobQueues"][0]["jobQueueName"]
+    environ = {
+        "AWS_ENDPOINT_URL": cloud.status["url"],
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+    }
+    config = FunctionConfig("yes", job_queue=queue)
+    batch = Batch(environ, Storages(environ))
+
+    known = [(REQUEST_ID_VARIABLE, ran["RequestId"]), (REQUEST_ID_VARIABLE, "another")]
+    assert [batch.find(config, 0, one) for one in known] == [ran["JobId"], None]
