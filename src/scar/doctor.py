@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property, partial
 from ipaddress import ip_network
@@ -93,13 +93,26 @@ def _of_account(account: Account, deployment: Deployment | None) -> list[Check]:
     functions = deployment.functions.aws if deployment else ()
     storages = deployment.storage_providers if deployment else StorageProviders()
     checks += [("buckets", partial(_buckets, account, _bucket_names(functions, facts)))]
-    for function in functions:
-        needs = _Needs(account, facts, function, storages)
-        checks += [(name, partial(check, needs)) for name, check in _OF_FUNCTION.items()]
+    its = [_Needs(account, facts, function, storages) for function in functions]
+    asked = [(name, partial(check, needs)) for name, check in _OF_FUNCTION.items() for needs in its]
     with ThreadPoolExecutor(8) as pool:
-        for every in pool.map(lambda one: list(_guarded(*one)), checks):
-            found += every
-    return found
+        told = list(pool.map(lambda one: list(_guarded(*one)), [*checks, *asked]))
+    found += [check for every in told[: len(checks)] for check in every]
+    return found + _of_whom([needs.function.lambda_.name for needs in its], told[len(checks) :])
+
+
+def _of_whom(functions: Sequence[str], told: Sequence[Sequence[Check]]) -> list[Check]:
+    """What is told of functions in turn: once where all share it, else with their names."""
+    owners: dict[Check, dict[str, None]] = {}
+    for number, every in enumerate(told):
+        for check in every:
+            owners.setdefault(check, {})[functions[number % len(functions)]] = None
+    return [
+        check
+        if len(names) == len(functions)
+        else replace(check, name=f"{check.name} of {', '.join(names)}")
+        for check, names in owners.items()
+    ]
 
 
 def _of_machine() -> list[Check]:

@@ -831,7 +831,7 @@ def test_a_supervisors_claims_are_taken_once(other: str, request: pytest.Fixture
     assert s3.names(bucket, ".scar/claims/f/", 10) == []
 
 
-@pytest.mark.parametrize("other", ["ours", *OTHERS])
+@pytest.mark.parametrize("other", ["ours", "ministack"])  # moto looks and writes without a lock
 def test_of_many_claims_at_once_one_is_taken(other: str, request: pytest.FixtureRequest) -> None:
     oracle = request.getfixturevalue(other)
     bucket = fresh("race-")

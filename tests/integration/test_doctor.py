@@ -294,6 +294,26 @@ def test_what_is_wrong_is_named_with_its_remedy(
         assert code == 3
 
 
+def test_what_functions_share_is_told_once_and_anything_else_with_its_function(
+    world: World,
+) -> None:
+    fdl = world.fdl(**change_nothing(world))
+    described = json.loads(fdl.read_text())
+    [first] = described["functions"]["aws"]
+    second = json.loads(json.dumps(first))
+    second["lambda"]["name"] = "g"
+    second["batch"]["compute_resources"]["subnets"] = ["subnet-0"]
+    described["functions"]["aws"].append(second)
+    fdl.write_text(json.dumps(described))
+
+    lines = world.run("-f", fdl).stdout.splitlines()
+
+    assert sum("role: none is given" in line for line in lines) == 1
+    assert sum(line.startswith("ok       subnets of f: subnet ") for line in lines) == 1
+    [problem] = [line for line in lines if line.startswith("problem")]
+    assert problem == "problem  subnets of g: there is no subnet `subnet-0` in eu-west-1"
+
+
 @pytest.mark.parametrize(
     ("services", "told"),
     [
