@@ -189,6 +189,7 @@ def jobs(cloud: Cloud) -> None:
     cloud.run("run", "-n", "many", "-ib", "source/in", "--wait")
     cloud.run("run", "-n", "many", "--retry-failed", "--wait")
     cloud.run("run", "-n", "copy", "-ib", "source/in", "--wait")
+    cloud.ok("run", "-n", "copy", "--all", "--wait")
     listed = json.loads(cloud.ok("ps", "-n", "many", "--json"))["Work"]
     array = next(one["id"] for one in listed if one["kind"] == "array")
     cloud.ok("explain", array)
