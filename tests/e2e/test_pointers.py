@@ -119,7 +119,7 @@ def test_a_body_that_was_changed_on_its_way_is_refused(cloud: Cloud, tmp_path: P
     url = json.loads(cloud.ok("ls", "--json"))["Functions"][0]["Api_gateway"]
     cloud.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b"other")
 
-    header = f"scar-body-reference: s3://{BUCKET}/{key}#sha256={key[13:]}"
+    header = f"scar-body-reference: s3://{BUCKET}/{key}#sha256={digest(body.read_bytes())}"
     done = subprocess.run(
         ["curl", "-sS", "-X", "POST", "-H", header, url], capture_output=True, text=True
     )
