@@ -80,7 +80,8 @@ class _Job:
         self.log = log
         self._function, self._environ, self._part = function, environ, part
         self._storages = Storages(environ, function.config.providers)
-        self._id = environ["AWS_BATCH_JOB_ID"]
+        # A node has a number behind it; what is claimed is claimed by the whole job.
+        self._id = environ["AWS_BATCH_JOB_ID"].partition("#")[0]
         self._once: Once | None = None
         self._event = "{}"
 

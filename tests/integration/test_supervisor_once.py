@@ -261,6 +261,16 @@ def test_a_job_takes_over_from_the_invocation_that_submitted_it(world: World) ->
     assert world.runs == 1
 
 
+def test_the_main_node_of_a_job_takes_over_what_the_whole_job_was_given(world: World) -> None:
+    api = world.runtime(execution_mode="batch", job_queue="q", job_definition="f")
+    job_id = api.invoke(event_of()).body["headers"][contract.JOB_ID_HEADER]
+    job = world.job(event_of(), f"{job_id}#0")
+    assert job.wait() == 0, job.log
+    assert world.runs == 1
+    [done] = world.done()
+    assert done.lineage.run == f"job:{job_id}"
+
+
 def test_an_invocation_that_broke_off_after_submitting_finds_its_job(world: World) -> None:
     api = world.runtime(execution_mode="batch", job_queue="q", job_definition="f")
     request_id = api.push(event_of())
