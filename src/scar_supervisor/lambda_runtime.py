@@ -246,7 +246,7 @@ class Runtime:
                 self._log.info(f"{its}: nothing to do")
             if len(known) == len(event.objects):
                 return self._known(invocation, known[-1])
-            if self._config.burst is not None:
+            if self._config.burst is not None and not event.own_program:
                 return self._gathered(invocation, event, once)
             job_id = self._submitted(invocation, event, once)
             once.hand_over(job_id)

@@ -371,6 +371,14 @@ def test_events_of_a_window_become_one_array_job(world: World) -> None:
     assert [key for key in world.cloud.keys("kept") if "/waiting/" in key] == []
 
 
+def test_an_event_with_a_script_of_its_own_waits_for_no_others(world: World) -> None:
+    api = world.runtime(burst=Burst(60, 3), **BATCH)
+    own = {**event_of(""), "script": base64.b64encode(b"true").decode()}
+    api.answer(api.push(own, 300))
+    [job] = world.cloud.submitted
+    assert "arrayProperties" not in job
+
+
 def test_a_full_window_is_submitted_at_once(world: World) -> None:
     apis = [world.runtime(burst=Burst(60, 3), **BATCH) for _ in range(2)]
     ids = [apis[0].push(event_of(etag="0"), 300)]

@@ -146,7 +146,7 @@ def _run_many(options: Options) -> None:
     )
     with render.counting() as on_progress:
         outcome = bulk.run(account, name, wanted, render.talk, on_progress)
-    render.ran_many(outcome, as_json=values.json)
+    render.ran_many(outcome, _scar(account), as_json=values.json)
     if outcome.failures:
         raise FunctionFailed(
             f"{len(outcome.failures)} of {outcome.total} runs of function `{name}` failed",

@@ -289,7 +289,7 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def ran_many(outcome: Outcome, *, as_json: bool) -> None:
+def ran_many(outcome: Outcome, scar: str, *, as_json: bool) -> None:
     """The end of a bulk run: what was started, or how it ended."""
     if as_json:
         failures = [
@@ -322,7 +322,7 @@ def ran_many(outcome: Outcome, *, as_json: bool) -> None:
         for job in outcome.job_ids:
             print(f"job {job}")
         if outcome.job_ids:
-            talk(f"next: scar wait {' '.join(outcome.job_ids)}")
+            talk(f"next: {scar} wait {' '.join(outcome.job_ids)}")
         return
     print(f"{outcome.succeeded} succeeded, {len(outcome.failures)} failed")
     for one in outcome.failures[:_FAILURES]:
