@@ -212,7 +212,9 @@ class _Container:
 
     def begin(self, name: str, on_output: Callable[[str], None]) -> None:
         """Attach, start, and follow it to its end. Raises DockerException."""
-        output = self._client.api.attach(self._id, stream=True, logs=True, demux=True)
+        # Its streams are attached before the daemon answers (moby, daemon/attach.go), so nothing is
+        # missed; with `logs` what is written before it reads those would come twice.
+        output = self._client.api.attach(self._id, stream=True, logs=False, demux=True)
         self._client.api.start(self._id)
         threading.Thread(
             target=self._follow, args=(output, on_output), name=name, daemon=True
