@@ -41,7 +41,7 @@ _LINE_BYTES = 100
 """What a line costs beside its characters."""
 _ASKS_AGAIN_S = 0.1
 _QUIET_S = 0.003
-_QUIET_LIMIT_S = 0.5
+_QUIET_LIMIT_S = 2.0
 _log = logging.getLogger(__name__)
 
 
