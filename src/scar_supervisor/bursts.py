@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 
 from scar_supervisor import contract, records
 from scar_supervisor.aws import ServiceError, Unreachable
-from scar_supervisor.contract import Burst, FunctionConfig
+from scar_supervisor.contract import FunctionConfig
 from scar_supervisor.delegate import Batch
 from scar_supervisor.events import Event
 from scar_supervisor.faults import DelegationFailed
@@ -69,7 +69,7 @@ class Bursts:
             while (taken := self._take(request_id, deadline_ms)) is not None:
                 lead, etag = taken
                 if not jobs and not lead.manifest:
-                    self._wait(self._burst, deadline_ms)
+                    self._wait(deadline_ms)
                 jobs += self._submit(lead, etag)
                 if not self._account.names(self._bucket, self._waiting, 1):
                     break
@@ -97,9 +97,9 @@ class Bursts:
         etag = self._write(mine, {"If-Match": found.etag})
         return (mine, etag) if etag is not None else None
 
-    def _wait(self, burst: Burst, deadline_ms: int) -> None:
+    def _wait(self, deadline_ms: int) -> None:
         """Until the window ends, enough events wait, or there is just time left to submit them."""
-        left_s = deadline_ms / 1000 - time.time()
+        burst, left_s = self._burst, deadline_ms / 1000 - time.time()
         end = time.monotonic() + min(float(burst.window_s), left_s / 2)
         while (rest_s := end - time.monotonic()) > 0:
             time.sleep(min(LOOK_S, rest_s))

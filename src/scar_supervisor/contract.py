@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 FORMAT = 1
@@ -197,7 +198,7 @@ class FunctionConfig:
     payload_sha256: str = ""
     """Of the extra payload's names and contents; empty where there is none."""
 
-    @property
+    @cached_property
     def version(self) -> str:
         """Names what the function does: another script, image or config is another version."""
         import hashlib  # OpenSSL's library takes time to load, and many events need none of it

@@ -181,13 +181,9 @@ class Runtime:
 
     def _once(self, invocation: Invocation, event: Event) -> Once:
         from scar_supervisor.once import Once, Owner
-        from scar_supervisor.records import work_version
 
-        config, owner = self._config, Owner(invocation.request_id, False, invocation.deadline_ms)
-        version = work_version(config.version, event.own_program)
-        return Once(
-            config, self._storages, self._log, owner, version, self._has_ended, event.forced
-        )
+        owner = Owner(invocation.request_id, until_ms=invocation.deadline_ms)
+        return Once(self._config, self._storages, self._log, owner, event, self._has_ended)
 
     def _routes(self) -> Routes:
         from scar_supervisor.routes import Routes

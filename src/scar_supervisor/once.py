@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from scar_supervisor import records
 from scar_supervisor.aws import ServiceError, Unreachable
 from scar_supervisor.contract import FunctionConfig
-from scar_supervisor.events import InputObject
+from scar_supervisor.events import Event, InputObject
 from scar_supervisor.faults import StagingFailed
 from scar_supervisor.log import Log
 from scar_supervisor.records import Done, Lineage
@@ -97,18 +97,18 @@ class Mark:
 class Once:
     """What one event's owner may work on."""
 
-    def __init__(  # noqa: PLR0913  # all that a claim says
+    def __init__(
         self,
         config: FunctionConfig,
         storages: Storages,
         log: Log,
         owner: Owner,
-        version: str,
+        event: Event,
         job_has_ended: Callable[[str], bool],
-        forced: bool = False,
     ) -> None:
         self._config, self._storages, self._log = config, storages, log
-        self.owner, self._version, self._forced = owner, version, forced
+        self.owner, self._forced = owner, event.forced
+        self._version = records.work_version(config.version, event.own_program)
         self._job_has_ended = job_has_ended
         self._marks: dict[InputObject, Mark | Already] = {}
 

@@ -126,11 +126,9 @@ class _Job:
 
     def _claiming(self, event: Event) -> Once:
         from scar_supervisor.once import Once, Owner
-        from scar_supervisor.records import work_version
 
         config, owner = self._function.config, Owner(self._id, is_job=True)
-        version = work_version(config.version, event.own_program)
-        return Once(config, self._storages, self.log, owner, version, self._has_ended, event.forced)
+        return Once(config, self._storages, self.log, owner, event, self._has_ended)
 
     def _has_ended(self, job_id: str) -> bool:
         from scar_supervisor.delegate import Batch  # needed only where another job has it

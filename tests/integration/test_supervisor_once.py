@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ class World:
         )
 
     def runtime(self, script: str = RUNS, **changes: Any) -> RuntimeApi:
-        self.config = a_config(**{**self.config.__dict__, **changes})
+        self.config = replace(self.config, **changes)
         api = RuntimeApi()
         self.apis.append(api)
         self._start(script, {"AWS_LAMBDA_RUNTIME_API": api.address})
@@ -294,7 +295,7 @@ def test_the_work_of_a_job_that_has_ended_without_a_word_is_done_again(world: Wo
 
 
 def test_a_failed_job_keeps_its_event_after_the_last_attempt(world: World) -> None:
-    world.config = a_config(**{**world.config.__dict__, "job_attempts": 2})
+    world.config = replace(world.config, job_attempts=2)
     first = world.job(event_of(), "job-1:7", "exit 3", AWS_BATCH_JOB_ATTEMPT="1")
     assert first.wait() == 3
     assert world.failed() == []

@@ -7,7 +7,7 @@ from typing import Any
 
 from scar_supervisor.aws import ServiceError
 from scar_supervisor.contract import FunctionConfig
-from scar_supervisor.events import InputObject
+from scar_supervisor.events import Event, InputObject
 from scar_supervisor.log import Log
 from scar_supervisor.once import Already, Mark, Once, Owner
 from scar_supervisor.records import Lineage
@@ -56,7 +56,8 @@ class Storages:
 
 def once(storages: Any, name: str, until_ms: int = 2**50, *, forced: bool = False) -> Once:
     config, owner = FunctionConfig("f", deployment_bucket="kept"), Owner(name, False, until_ms)
-    return Once(config, storages, Log("CRITICAL"), owner, "v", lambda job: True, forced)
+    event = Event("{}", forced=forced)
+    return Once(config, storages, Log("CRITICAL"), owner, event, lambda job: True)
 
 
 def test_a_role_that_may_not_list_still_has_each_object_once() -> None:
