@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from botocore.exceptions import ClientError
 
 from scar_local.functions import Settings
 from tests.doubles.local_lambda import LocalLambda
-from tests.integration.test_local_functions_invoke import enqueue, states, until
+from tests.integration.test_local_functions_invoke import enqueue, run_until_killed, states, until
 
 ARN = "arn:aws:lambda:eu-west-1:000000000000:function:echo"
 
@@ -202,14 +200,7 @@ time.sleep(60)
 def test_each_failed_event_is_kept_once_across_kill_9(
     start: Callable[[], LocalLambda], tmp_path: Path
 ) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"some have failed\n"
-        process.kill()
+    run_until_killed(KILLED, tmp_path, "some have failed")
     cloud = start()
     until(lambda: [state for state, _ in states(cloud).values()] == ["failed"] * 30)
     kept = [record["requestContext"]["requestId"] for record in records(cloud).values()]

@@ -402,17 +402,22 @@ time.sleep(60)
 """
 
 
-def test_what_was_accepted_before_kill_9_runs_after_it(
-    start: Callable[..., LocalLambda], tmp_path: Path
-) -> None:
+def run_until_killed(program: str, directory: Path, says: str) -> None:
+    """Run a Python program on `directory` and `kill -9` it when it has said that."""
     with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)],
+        [sys.executable, "-c", program, str(directory)],
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"two of three are running\n"
+        assert process.stdout.readline() == f"{says}\n".encode()
         process.kill()
+
+
+def test_what_was_accepted_before_kill_9_runs_after_it(
+    start: Callable[..., LocalLambda], tmp_path: Path
+) -> None:
+    run_until_killed(KILLED, tmp_path, "two of three are running")
     cloud = start()
     until(lambda: list(states(cloud).values()) == [("succeeded", 1)] * 3)
     starts = [line for line in cloud.messages() if line.startswith("START")]
