@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -41,6 +41,7 @@ from scar_supervisor.records import (
     STATE_PREFIX,
     Failed,
     done_prefix,
+    instant,
     manifest,
     manifest_key,
     object_id,
@@ -446,7 +447,7 @@ class _Invocations:
                 exit_code=failures.exit_code_in(str(exc)),
                 log_tail=getattr(exc, "log_tail", ""),
                 attempts=1,
-                time=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+                time=instant(time.time()),
             )
             failures.keep(self._account, self._target, record)
         return Failure(item.name, run_id, failures.exit_code_in(str(exc)), str(exc))

@@ -29,6 +29,7 @@ from scar_supervisor.records import (
     Failed,
     Reference,
     failed_prefix,
+    instant,
     lead_key,
     retried_prefix,
     waiting_prefix,
@@ -227,7 +228,7 @@ def _left_waiting(account: Account, target: Target) -> Mapping[str, tuple[Failed
                 exit_code=None,
                 log_tail="",
                 attempts=0,
-                time=f"{its.modified.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
+                time=instant(its.modified.timestamp()),
             )
             found[run_id] = record, (its.key,)
     return found
@@ -244,7 +245,6 @@ def _of_batch(
     stream = container.get("logStreamName", "")
     options = (container.get("logConfiguration") or {}).get("options") or {}
     group = options.get("awslogs-group", batch_log_group(target.name))
-    ended = datetime.fromtimestamp((info.stopped_ms or info.created_ms) / 1000, UTC)
     return Failed(
         function=target.name,
         kind="job",
@@ -255,7 +255,7 @@ def _of_batch(
         exit_code=container.get("exitCode"),
         log_tail=tail(account, group, stream, LOG_TAIL_LINES) if stream else "",
         attempts=len(its.get("attempts") or ()),
-        time=f"{ended:%Y-%m-%dT%H:%M:%SZ}",
+        time=instant((info.stopped_ms or info.created_ms) / 1000),
     )
 
 

@@ -9,7 +9,7 @@ from scar_supervisor.contract import FunctionConfig
 from scar_supervisor.faults import TAIL_LIMIT_BYTES, Fault
 from scar_supervisor.log import Log
 from scar_supervisor.once import Owner
-from scar_supervisor.records import Failed
+from scar_supervisor.records import Failed, instant
 from scar_supervisor.storage import Storages
 
 
@@ -28,7 +28,7 @@ def failed(
         exit_code=getattr(fault, "exit_code", None),
         log_tail=tail[-TAIL_LIMIT_BYTES:].decode(errors="replace"),
         attempts=attempts,
-        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        time=instant(time.time()),
     )
 
 

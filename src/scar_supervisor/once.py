@@ -174,7 +174,7 @@ class Once:
             item.sequencer,
             tuple(outputs[: records.OUTPUTS_LISTED]),
             len(outputs),
-            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            records.instant(time.time()),
         )
         try:
             key = self.done_key(mark)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -171,6 +172,12 @@ class Failed:
 
 RECORD = "scar-record"
 """Metadata that names function, its version, and the object and version that an output is of."""
+
+
+def instant(epoch_s: float) -> str:
+    """How records write a time: UTC, ISO 8601, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch_s))
+
 
 LINEAGE_LIMIT_BYTES = 2048
 """Of an object's user metadata, names and values together (S3 user guide, "Object metadata")."""

@@ -69,7 +69,7 @@ class Routes:
         largest = _largest(event)
         if largest is None or not self._config.deployment_bucket or event.own_program:
             return
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        now = records.instant(time.time())
         mine = Evidence(
             *(largest.address, largest.size or 0, round(limit_s, 1), self._memory_mb),
             *(self._config.version, request_id, now),
